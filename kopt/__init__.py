@@ -1,0 +1,25 @@
+"""Optimizers, regularization layers, scikit-learn estimators and tuning for Keras networks.
+
+Public names are written once, in the stub file beside this one, and load on first use: `import kopt` alone
+imports neither TensorFlow nor Keras nor scikit-learn.
+"""
+
+import lazy_loader
+
+__version__ = "0.1.0"
+
+_load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name):
+    """Loads a public name; where Keras misses TensorFlow, says which extras bring it."""
+    try:
+        return _load(name)
+    except ModuleNotFoundError as error:
+        if error.name != "tensorflow":
+            raise
+        raise ModuleNotFoundError(
+            f"kopt: {name} needs TensorFlow, which is not installed. Install one of kopt[tensorflow], "
+            "kopt[tensorflow-cpu], kopt[gpu] or kopt[tpu], or set KERAS_BACKEND=jax.",
+            name=error.name,
+        ) from error

@@ -1,0 +1,41 @@
+"""Argument checks in the house style: one sentence with class, argument, rule and value."""
+
+import math
+from numbers import Integral, Real
+
+
+def check_range(owner, interval, *, kind=Real, **given):
+    """Returns the one value in `given` if it is a number in `interval`, else raises.
+
+    Args:
+        owner: who asks, a name or an object (its class is named).
+        interval: `"[0, 1)"`-style text: brackets include the bound, parentheses do not.
+        kind: `numbers.Real` or `numbers.Integral`.
+        **given: the argument, by its name.
+
+    Raises:
+        TypeError: the value is no number of this kind.
+        ValueError: the value lies outside the interval.
+    """
+    ((name, value),) = given.items()
+    who = owner if isinstance(owner, str) else type(owner).__name__
+    noun = "an integer" if kind is Integral else "a number"
+    rule = f"{who}: {name} must be {noun} in {interval}, got {value!r}."
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise TypeError(rule)
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    above = value >= low if interval[0] == "[" else value > low
+    below = value <= high if interval[-1] == "]" else value < high
+    if math.isnan(value) or not (above and below):
+        raise ValueError(rule)
+    return value
+
+
+def check_choice(owner, choices, **given):
+    """Returns the one value in `given` if it is among `choices`, else raises ValueError."""
+    ((name, value),) = given.items()
+    who = owner if isinstance(owner, str) else type(owner).__name__
+    if not any(value is choice or (type(value) is type(choice) and value == choice) for choice in choices):
+        listed = ", ".join(map(repr, choices))
+        raise ValueError(f"{who}: {name} must be one of {listed}, got {value!r}.")
+    return value

@@ -1,0 +1,245 @@
+"""The contract of every optimizer: a pure rule (`slots`, `direction`, `finish`); the base class does the rest."""
+
+import re
+from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import Any, ClassVar, NamedTuple, TypedDict, Unpack
+
+import keras
+from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
+
+from kopt import _backend
+from kopt.optimizers.hyperparameters import Hyperparameters
+
+
+class Slot(NamedTuple):
+    """State kept for a weight.
+
+    Attributes:
+        shape: its shape, usually the weight's.
+        initial: the number that fills it at the start, or `"weight"` for a copy of the weight.
+    """
+
+    shape: tuple[int, ...]
+    initial: float | str = 0.0
+
+
+class Common(TypedDict, total=False):
+    """What every optimizer takes: the options of `keras.optimizers.Optimizer`, and `no_decay`."""
+
+    weight_decay: float | LearningRateSchedule | None
+    no_decay: str | Iterable[str]
+    clipnorm: float | None
+    clipvalue: float | None
+    global_clipnorm: float | None
+    use_ema: bool
+    ema_momentum: float
+    ema_overwrite_frequency: int | None
+    loss_scale_factor: float | None
+    gradient_accumulation_steps: int | None
+    name: str | None
+
+
+class _Kept(NamedTuple):
+    """What the base keeps for one weight."""
+
+    slots: dict[str, Any]
+    dtype: str  # in which its rule computes
+    decays: bool
+
+
+class Optimizer(Hyperparameters, keras.optimizers.Optimizer):
+    """Base class of all kopt optimizers.
+
+    A subclass writes its hyperparameters (the signature of `__init__`), its `slots` and its `direction`, and
+    where needed `finish` and `shared`. They read tensors and return tensors; only this base class assigns:
+
+        u, slots ← direction(g, w, t, h, **slots)
+        w ← w - learning_rate · finish(u, w, h)        with finish(u, w, h) = u + weight_decay · w
+
+    In every rule `g` is the gradient, `w` the weight, `t` the step (a float, from 1), `h` this step's
+    hyperparameters by name, `u` the direction, `m` and `v` the first and second moments. The floats of the
+    signature are inputs of the compiled step: each may be a number or a
+    `keras.optimizers.schedules.LearningRateSchedule`, and each may be set at any time
+    (`optimizer.beta_1 = 0.95`) without tracing again.
+
+    Weights in float16 and bfloat16 are updated in float32, the type of their slots too. Sparse gradients are made
+    dense: every row takes part in every step, as the papers have it. Gradients are summed over replicas before they
+    are clipped. Schedules count optimizer steps, also while gradients accumulate over several batches.
+
+    Args:
+        learning_rate: a number in [0, inf), a schedule, or a callable without arguments.
+        no_decay: a regular expression or several; a weight whose `path` one of them matches is not decayed.
+        **common: `weight_decay` (decoupled, multiplied by the learning rate), `clipnorm`, `clipvalue`,
+            `global_clipnorm`, `use_ema`, `ema_momentum`, `ema_overwrite_frequency`, `loss_scale_factor`,
+            `gradient_accumulation_steps` and `name` as in `keras.optimizers.Optimizer`.
+
+    Raises:
+        TypeError: a hyperparameter is neither a number nor a schedule.
+        ValueError: a hyperparameter is out of its range, or `no_decay` is no regular expression.
+    """
+
+    elementwise: ClassVar[bool] = False
+    """Whether each entry of the direction depends on that same entry of `g`, `w` and the slots alone."""
+
+    def __init__(self, learning_rate=1e-3, *, no_decay=(), **common: Unpack[Common]):
+        vars(self).update(_given={}, _inputs=None)
+        if unknown := common.keys() - Common.__annotations__.keys():
+            raise TypeError(f"{type(self).__name__} takes no argument {min(unknown)!r}, but {', '.join(self._signature())}.")
+        learning_rate = self._given["learning_rate"] = self._checked("learning_rate", learning_rate)
+        super().__init__(learning_rate, **common)
+        self.no_decay = _patterns(type(self).__name__, no_decay)
+
+    def __init_subclass__(cls, **kwargs):
+        """Makes the class known to `keras.saving` under its package's name, as in `kopt>Adam`."""
+        super().__init_subclass__(**kwargs)
+        keras.saving.register_keras_serializable(cls.__module__.partition(".")[0])(cls)
+
+    # ---- what an algorithm writes --------------------------------------------------------------------------------
+
+    def slots(self, shape) -> dict[str, Slot | tuple[int, ...]]:
+        """The state kept for a weight of this shape, by name; a bare shape starts at zero."""
+        return {}
+
+    def direction(self, g, w, t, h, **slots):
+        """Returns `(u, slots)`: the direction, and the new value of each slot."""
+        raise NotImplementedError(f"{type(self).__name__} must define direction(g, w, t, h, **slots).")
+
+    def finish(self, u, w, h):
+        """u + weight_decay * w"""
+        return u if h.weight_decay is None else u + h.weight_decay * w
+
+    def shared(self) -> dict[str, float]:
+        """Scalars kept once for all weights, by name, with their initial values. Rules find them in `h`."""
+        return {}
+
+    def advance(self, t, h):
+        """Returns the new value of each shared scalar: once a step, before the directions."""
+        return {}
+
+    # ---- what the base does --------------------------------------------------------------------------------------
+
+    def build(self, variables):
+        """Makes the state for these variables, once.
+
+        Args:
+            variables: the trainable `keras.Variable`s, each with a fully known shape.
+        """
+        if self.built:
+            return
+        with _backend.outside_the_trace():
+            super().build(variables)
+            dtypes = [keras.backend.standardize_dtype(v.dtype) for v in variables]
+            wide = "float64" if "float64" in dtypes else "float32"
+            if isinstance(rate := self._given["learning_rate"], float) and self._learning_rate.dtype != wide:
+                self._untrack_variable(self._learning_rate)  # Keras made a float32 of it
+                self._learning_rate = self._scalar("learning_rate", rate, wide)
+            inputs = {name: self._scalar(name, self._given[name], wide) for name in self._float_inputs()}
+            shared = {name: self._scalar(name, value, wide) for name, value in self.shared().items()}
+            kept = [self._keep(v) for v in variables]
+        vars(self).update(_inputs=inputs, _shared=shared, _kept=kept)
+
+    def _scalar(self, name, value, dtype):
+        def initial(shape, dtype):
+            return ops.convert_to_tensor(value, dtype)
+
+        return self.add_variable((), initial, dtype, aggregation="only_first_replica", name=name)
+
+    def _keep(self, variable):
+        if self._overwrite_variable_with_gradient(variable):
+            return _Kept({}, variable.dtype, False)
+        path = getattr(variable, "path", variable.name)
+        dtype = keras.backend.standardize_dtype(variable.dtype)
+        wide = dtype if dtype == "float64" else "float32"
+        slots = {}
+        for name, slot in self.slots(tuple(variable.shape)).items():
+            slot = slot if isinstance(slot, Slot) else Slot(slot)
+
+            def initial(shape, dtype, value=slot.initial):
+                return ops.cast(variable, dtype) if value == "weight" else ops.full(shape, value, dtype)
+
+            if slot.shape == tuple(variable.shape) and wide == dtype:  # laid out over devices as the weight is
+                slots[name] = self.add_variable_from_reference(variable, name, initial)
+            else:
+                slots[name] = self.add_variable(slot.shape, initial, wide, name=f"{path.replace('/', '_')}_{name}")
+        return _Kept(slots, wide, not any(re.search(pattern, path) for pattern in self.no_decay))
+
+    def _same_slots(self):
+        """Whether the hyperparameters, as they are now, ask for the slots that were built."""
+        return all(
+            self.slots(tuple(v.shape)).keys() == kept.slots.keys()
+            for v, kept in zip(self._trainable_variables, self._kept, strict=True)
+            if not self._overwrite_variable_with_gradient(v)
+        )
+
+    def _backend_apply_gradients(self, grads, trainable_variables):
+        """Sums gradients over replicas first, so that what clips and accumulates sees what one device would."""
+        if hasattr(super(), "_all_reduce_sum_gradients"):
+            grads, _ = zip(*super()._all_reduce_sum_gradients(zip(grads, trainable_variables, strict=True)), strict=True)
+        super()._backend_apply_gradients(list(grads), trainable_variables)
+
+    def _all_reduce_sum_gradients(self, grads_and_vars):
+        """Nothing is left to sum: see `_backend_apply_gradients`."""
+        return grads_and_vars
+
+    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        """Hands `update_step` this step's number and hyperparameters in the place of the learning rate."""
+        t = ops.cast(self.iterations, "float32") + 1
+        h = {n: x(self.iterations) for n, x in self._given.items() if isinstance(x, LearningRateSchedule)}
+        h |= {name: ops.convert_to_tensor(variable) for name, variable in self._inputs.items()}
+        h |= {name: ops.convert_to_tensor(variable) for name, variable in self._shared.items()}
+        h["learning_rate"] = ops.convert_to_tensor(learning_rate)
+        for name, value in self.advance(t, SimpleNamespace(**h)).items():
+            self.assign(self._shared[name], value)
+            h[name] = value
+        super()._backend_update_step(grads, trainable_variables, (t, h))
+
+    def update_step(self, gradient, variable, now):
+        """Updates one weight and its slots."""
+        kept = self._kept[self._get_variable_index(variable)]
+        t, *values = (ops.cast(x, kept.dtype) for x in (now[0], *now[1].values()))
+        h = SimpleNamespace(**{"weight_decay": None} | dict(zip(now[1], values, strict=True)))
+        if not kept.decays:
+            h.weight_decay = None
+        g = ops.cast(ops.convert_to_tensor(gradient), kept.dtype)
+        w = ops.cast(ops.convert_to_tensor(variable), kept.dtype)
+        u, new = self.direction(g, w, t, h, **{name: ops.convert_to_tensor(s) for name, s in kept.slots.items()})
+        if new.keys() != kept.slots.keys():
+            raise ValueError(
+                f"{type(self).__name__}: direction must return the slots {sorted(kept.slots)}, got {sorted(new)}."
+            )
+        for name, value in new.items():
+            self.assign(kept.slots[name], value)
+        self.assign(variable, ops.cast(w - h.learning_rate * self.finish(u, w, h), variable.dtype))
+
+    def _get_current_learning_rate(self):
+        if isinstance(self._learning_rate, LearningRateSchedule):
+            return self._learning_rate(self.iterations)
+        return super()._get_current_learning_rate()
+
+    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+        """Adds to `no_decay`, which is saved with the optimizer: Keras's way to say it.
+
+        Args:
+            var_list: variables that are not to decay.
+            var_names: regular expressions; a weight whose path one of them matches does not decay.
+
+        Raises:
+            ValueError: the optimizer is built already.
+        """
+        exact = tuple(f"^{re.escape(variable.path)}$" for variable in var_list or ())
+        self.no_decay = (*self.no_decay, *exact, *_patterns(type(self).__name__, var_names or ()))
+
+    def _apply_weight_decay(self, variables):
+        """Decay is a part of the step (see `finish`), so Keras must not apply it again."""
+
+
+def _patterns(owner, no_decay):
+    patterns = (no_decay,) if isinstance(no_decay, str) else tuple(no_decay)
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise ValueError(f"{owner}: no_decay must hold regular expressions, got {pattern!r} ({error}).") from None
+    return patterns
