@@ -31,6 +31,16 @@ def outside_the_trace():
     return tf.init_scope()
 
 
+def dense(x):
+    """What a variable or a gradient holds now, as a dense tensor; a later assignment does not change it."""
+    x = x.value if isinstance(x, keras.Variable) else x
+    if keras.backend.backend() != "tensorflow":
+        return x
+    import tensorflow as tf
+
+    return tf.convert_to_tensor(x)
+
+
 OPTIMIZER_OPTIONS = {
     option.name: option.default
     for cls in keras.optimizers.Optimizer.__mro__

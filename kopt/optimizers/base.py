@@ -9,7 +9,7 @@ import keras
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from kopt import _backend
+from kopt._backend import dense, outside_the_trace
 from kopt.optimizers.hyperparameters import Hyperparameters
 
 
@@ -89,7 +89,7 @@ class Optimizer(Hyperparameters, keras.optimizers.Optimizer):
             raise TypeError(f"{type(self).__name__} takes no argument {min(unknown)!r}, but {', '.join(self._signature())}.")
         learning_rate = self._given["learning_rate"] = self._checked("learning_rate", learning_rate)
         super().__init__(learning_rate, **common)
-        self.no_decay = _patterns(type(self).__name__, no_decay)
+        self.no_decay = no_decay
 
     def __init_subclass__(cls, **kwargs):
         """Makes the class known to `keras.saving` under its package's name, as in `kopt>Adam`."""
@@ -128,7 +128,7 @@ class Optimizer(Hyperparameters, keras.optimizers.Optimizer):
         """
         if self.built:
             return
-        with _backend.outside_the_trace():
+        with outside_the_trace():
             super().build(variables)
             dtypes = [keras.backend.standardize_dtype(v.dtype) for v in variables]
             wide = "float64" if "float64" in dtypes else "float32"
@@ -138,7 +138,7 @@ class Optimizer(Hyperparameters, keras.optimizers.Optimizer):
             inputs = {name: self._scalar(name, self._given[name], wide) for name in self._float_inputs()}
             shared = {name: self._scalar(name, value, wide) for name, value in self.shared().items()}
             kept = [self._keep(v) for v in variables]
-        vars(self).update(_inputs=inputs, _shared=shared, _kept=kept)
+        vars(self).update(_wide=wide, _inputs=inputs, _shared=shared, _kept=kept)
 
     def _scalar(self, name, value, dtype):
         def initial(shape, dtype):
@@ -185,26 +185,23 @@ class Optimizer(Hyperparameters, keras.optimizers.Optimizer):
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
         """Hands `update_step` this step's number and hyperparameters in the place of the learning rate."""
-        t = ops.cast(self.iterations, "float32") + 1
-        h = {n: x(self.iterations) for n, x in self._given.items() if isinstance(x, LearningRateSchedule)}
-        h |= {name: ops.convert_to_tensor(variable) for name, variable in self._inputs.items()}
-        h |= {name: ops.convert_to_tensor(variable) for name, variable in self._shared.items()}
-        h["learning_rate"] = ops.convert_to_tensor(learning_rate)
-        for name, value in self.advance(t, SimpleNamespace(**h)).items():
+        now = {n: x(self.iterations) for n, x in self._given.items() if isinstance(x, LearningRateSchedule)}
+        now |= {name: dense(variable) for name, variable in (self._inputs | self._shared).items()}
+        now |= {"t": self.iterations + 1, "learning_rate": dense(learning_rate)}
+        now = {name: ops.cast(x, self._wide) for name, x in now.items()}
+        shared = self.advance(now["t"], SimpleNamespace(**now))
+        for name, value in shared.items():
             self.assign(self._shared[name], value)
-            h[name] = value
-        super()._backend_update_step(grads, trainable_variables, (t, h))
+        super()._backend_update_step(grads, trainable_variables, now | shared)
 
     def update_step(self, gradient, variable, now):
         """Updates one weight and its slots."""
         kept = self._kept[self._get_variable_index(variable)]
-        t, *values = (ops.cast(x, kept.dtype) for x in (now[0], *now[1].values()))
-        h = SimpleNamespace(**{"weight_decay": None} | dict(zip(now[1], values, strict=True)))
-        if not kept.decays:
-            h.weight_decay = None
-        g = ops.cast(ops.convert_to_tensor(gradient), kept.dtype)
-        w = ops.cast(ops.convert_to_tensor(variable), kept.dtype)
-        u, new = self.direction(g, w, t, h, **{name: ops.convert_to_tensor(s) for name, s in kept.slots.items()})
+        h = SimpleNamespace(**{name: ops.cast(x, kept.dtype) for name, x in now.items()})
+        h.weight_decay = h.weight_decay if kept.decays and "weight_decay" in now else None
+        g = ops.cast(dense(gradient), kept.dtype)
+        w = ops.cast(dense(variable), kept.dtype)
+        u, new = self.direction(g, w, h.t, h, **{name: dense(slot) for name, slot in kept.slots.items()})
         if new.keys() != kept.slots.keys():
             raise ValueError(
                 f"{type(self).__name__}: direction must return the slots {sorted(kept.slots)}, got {sorted(new)}."
@@ -229,17 +226,7 @@ class Optimizer(Hyperparameters, keras.optimizers.Optimizer):
             ValueError: the optimizer is built already.
         """
         exact = tuple(f"^{re.escape(variable.path)}$" for variable in var_list or ())
-        self.no_decay = (*self.no_decay, *exact, *_patterns(type(self).__name__, var_names or ()))
+        self.no_decay = (*self.no_decay, *exact, *(var_names or ()))
 
     def _apply_weight_decay(self, variables):
         """Decay is a part of the step (see `finish`), so Keras must not apply it again."""
-
-
-def _patterns(owner, no_decay):
-    patterns = (no_decay,) if isinstance(no_decay, str) else tuple(no_decay)
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except (re.error, TypeError) as error:
-            raise ValueError(f"{owner}: no_decay must hold regular expressions, got {pattern!r} ({error}).") from None
-    return patterns

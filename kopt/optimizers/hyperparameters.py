@@ -2,10 +2,10 @@
 
 import functools
 import inspect
+import re
 
 import keras
 import numpy as np
-from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from kopt import _backend
@@ -80,7 +80,9 @@ class Hyperparameters:
             self._check_super_called()
             self._set_input(name, self._checked(name, value))
         else:
-            if name in self.ranges:
+            if name == "no_decay":
+                value = _patterns(type(self).__name__, value)
+            elif name in self.ranges:
                 value = self._checked(name, value)
             elif isinstance(self._signature().get(name), bool):
                 check_choice(self, (True, False), **{name: value})
@@ -93,10 +95,13 @@ class Hyperparameters:
         self._given[name] = value
         if self._inputs is None:
             return
-        if name not in self._inputs or not isinstance(value, float) or not self._same_slots():
+        if possible := name in self._inputs and isinstance(value, float):
+            self._inputs[name].assign(value)
+            if not (possible := self._same_slots()):
+                self._inputs[name].assign(before)
+        if not possible:
             self._given[name] = before
             raise ValueError(self._fixed(name, before, value))
-        self._inputs[name].assign(value)
 
     def _fixed(self, name, before, value):
         who = type(self).__name__
@@ -168,5 +173,15 @@ def _current(given, variable):
     """What a variable holds; in the digits it was given in, if it still holds that."""
     if variable is None or not isinstance(given, float):
         return given
-    held = ops.convert_to_numpy(variable)
+    held = variable.numpy()
     return given if held == np.asarray(given, held.dtype) else float(held)
+
+
+def _patterns(owner, no_decay):
+    patterns = (no_decay,) if isinstance(no_decay, str) else tuple(no_decay)
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise ValueError(f"{owner}: no_decay must hold regular expressions, got {pattern!r} ({error}).") from None
+    return patterns

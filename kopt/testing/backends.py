@@ -1,0 +1,61 @@
+"""What the checks ask of TensorFlow and JAX themselves."""
+
+import keras
+
+BACKEND = keras.backend.backend()
+
+
+def compiled_step(optimizer, variables, traced, xla):
+    """Returns `optimizer.apply` compiled by the backend, which calls `traced()` whenever it is traced."""
+    if BACKEND == "jax":
+        import jax
+
+        @jax.jit
+        def stateless(weights, state, gradients):
+            traced()
+            return optimizer.stateless_apply(state, gradients, weights)
+
+        def step(gradients):
+            owners = (variables, optimizer.variables)
+            news = stateless(*([v.value for v in owner] for owner in owners), gradients)
+            for owner, new in zip(owners, news, strict=True):
+                for variable, value in zip(owner, new, strict=True):
+                    variable.assign(value)
+
+        return step
+    import tensorflow as tf
+
+    @tf.function(jit_compile=xla)
+    def step(gradients):
+        traced()
+        optimizer.apply(gradients, variables)
+
+    return step
+
+
+def sparse_rows(values, rows, shape):
+    """A gradient that names a few rows of a matrix, as an embedding's does; dense where there is no such thing."""
+    if BACKEND == "jax":
+        import jax.numpy as jnp
+
+        return jnp.zeros(shape, values.dtype).at[rows].add(values)
+    import tensorflow as tf
+
+    return tf.IndexedSlices(tf.constant(values), tf.constant(rows), tf.constant(shape))
+
+
+def two_devices():
+    """Names of two logical CPU devices, or None where there are not as many."""
+    if BACKEND != "tensorflow":
+        return None
+    import tensorflow as tf
+
+    names = [device.name for device in tf.config.list_logical_devices("CPU")]
+    return names[:2] if len(names) > 1 else None
+
+
+def mirrored(devices):
+    """A strategy with one replica on each device."""
+    import tensorflow as tf
+
+    return tf.distribute.MirroredStrategy(devices, cross_device_ops=tf.distribute.ReductionToOneDevice())

@@ -1,0 +1,326 @@
+"""What every optimizer must do, whatever its rule: one function for each property."""
+
+import json
+import pickle
+import tempfile
+import warnings
+from pathlib import Path
+
+import keras
+import numpy as np
+from keras import ops
+
+from kopt.optimizers.base import Optimizer
+from kopt.optimizers.hyperparameters import RANGES
+from kopt.testing import backends
+
+SHAPES = {"vector": (3,), "matrix": (4, 3), "convolution": (2, 2, 3, 2)}
+STEPS = 12
+
+
+def check_optimizer(optimizer):
+    """Checks that an optimizer keeps kopt's contract; works for yours too, if it derives from `kopt.Optimizer`.
+
+    Its rule is compared with nothing: whether it is the paper's only a reference trajectory can tell. What is checked:
+    the config, scikit-learn's parameters and pickling; that each hyperparameter changes the path, may be a schedule,
+    and may be set after tracing; that a learning rate of zero moves nothing, through `fit`; that a saved and loaded
+    model continues as if nothing had happened; that eager, graph and XLA agree; float64, bfloat16 and mixed precision;
+    sparse and missing gradients; `no_decay`; that two replicas give what one device gives (where TensorFlow has two
+    logical devices).
+
+    Args:
+        optimizer: an instance; it is only copied. Give it a learning rate at which twelve steps matter.
+
+    Returns:
+        The names of the checks that ran.
+
+    Raises:
+        AssertionError: a property does not hold; the message says which, and by how much.
+        TypeError: `optimizer` is no instance of `kopt.Optimizer`.
+
+    Example:
+        >>> kopt.testing.check_optimizer(kopt.Lion(learning_rate=0.01))  # doctest: +SKIP
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"check_optimizer: optimizer must be an instance of kopt.Optimizer, got {optimizer!r}.")
+    checks = optimizer_checks()
+    for check in checks:
+        check(optimizer)
+    return [check.__name__ for check in checks]
+
+
+def optimizer_checks():
+    """Returns the checks that run here, to parametrize a test with: each takes an optimizer instance."""
+    replicas = [check_replicas] if backends.two_devices() else []
+    return [
+        check_config,
+        check_parameters,
+        check_hyperparameters_matter,
+        check_compiled,
+        check_schedules,
+        check_elementwise,
+        check_gradients,
+        check_dtypes,
+        check_no_decay,
+        check_fit,
+        check_continues,
+        *replicas,
+    ]
+
+
+# ---- the properties --------------------------------------------------------------------------------------------------
+
+
+def check_config(optimizer):
+    """The config is JSON, rebuilds the optimizer, and so do clone and pickle."""
+    config = optimizer.get_config()
+    assert json.loads(json.dumps(config)) == json.loads(json.dumps(_copy(optimizer).get_config())), config
+    stored = keras.saving.serialize_keras_object(optimizer)
+    for copy in (keras.saving.deserialize_keras_object(stored), pickle.loads(pickle.dumps(optimizer))):
+        assert type(copy) is type(optimizer), f"{copy!r} came back for {optimizer!r}"
+        assert copy.get_config() == config, f"{copy!r} came back for {optimizer!r}"
+
+
+def check_parameters(optimizer):
+    """Parameters are set by name, checked, and kept apart from those of a clone."""
+    copy = _copy(optimizer)
+    assert copy.get_params() == optimizer.get_params()
+    assert copy.set_params(learning_rate=0.125) is copy, "set_params must return the optimizer"
+    assert copy.get_params()["learning_rate"] == 0.125
+    assert optimizer.get_params()["learning_rate"] != 0.125, "a clone shares its parameters"
+    _expect_error(ValueError, lambda: copy.set_params(no_such_hyperparameter=1.0))
+    for name in _numbers(optimizer):
+        _expect_error(TypeError, lambda name=name: copy.set_params(**{name: "a word"}))
+        if not _interval(optimizer, name).startswith("(-inf"):
+            _expect_error(ValueError, lambda name=name: copy.set_params(**{name: -1.0}))
+
+
+def check_hyperparameters_matter(optimizer):
+    """Each number in the signature changes the path."""
+    path = _run(_copy(optimizer))
+    for name, value in _other_values(optimizer).items():
+        changed = _run(_copy(optimizer, **{name: value}))
+        assert _distance(path, changed) > 1e-7, f"{name}={value} gives the path of {optimizer!r}"
+
+
+def check_compiled(optimizer):
+    """Eager, graph and XLA agree; a step is traced once; what is set afterwards acts as if given at the start."""
+    for xla in (False, True):
+        run = _Run(_copy(optimizer), compiled=True, xla=xla)
+        path = run()
+        assert _distance(path, _run(_copy(optimizer))) < 2e-5, f"compiled and eager paths differ (xla={xla})"
+        for name, value in _other_values(optimizer).items():
+            run.reset()
+            before = run.optimizer.get_params()[name]
+            try:
+                run.optimizer.set_params(**{name: value})
+            except ValueError:  # the step was compiled without it, and says so
+                continue
+            expected = _run(_copy(optimizer, **{name: value}))
+            assert _distance(run(), expected) < 2e-5, f"{name}={value}, set after tracing, does not act"
+            run.optimizer.set_params(**{name: before})
+        assert run.traces == 1, f"a step was traced {run.traces} times"
+
+
+def check_schedules(optimizer):
+    """Each number may be a schedule: a constant one changes nothing, and it is asked for step 0, 1, 2 and so on."""
+    path = _run(_copy(optimizer))
+    for name, value in _numbers(optimizer).items():
+        constant = keras.optimizers.schedules.PiecewiseConstantDecay([10**6], [value, value])
+        scheduled = _copy(optimizer, **{name: constant})
+        assert _distance(path, _run(scheduled)) < 2e-5, f"{name} as a constant schedule departs from the constant"
+        assert scheduled.get_config() == _copy(scheduled).get_config(), f"{name} as a schedule does not survive a copy"
+    stop = keras.optimizers.schedules.PiecewiseConstantDecay([2], [optimizer.get_params()["learning_rate"], 0.0])
+    stopped = _run(_copy(optimizer, learning_rate=stop))
+    assert _distance(stopped, _run(_copy(optimizer), steps=3)) < 2e-5, "a schedule does not count steps from 0"
+
+
+def check_elementwise(optimizer):
+    """If the class says that its direction is elementwise, a weight and its flattened copy take the same path."""
+    if not optimizer.elementwise or type(optimizer).finish is not Optimizer.finish:
+        return
+    flat = {name: (int(np.prod(shape)),) for name, shape in SHAPES.items()}
+    whole, flattened = _run(_copy(optimizer)), _run(_copy(optimizer), shapes=flat)
+    assert _distance([w.ravel() for w in whole], flattened) < 1e-6, "elementwise is True, but the shape matters"
+
+
+def check_gradients(optimizer):
+    """Sparse gradients do what dense ones do; a weight without a gradient stays; zeros give finite weights."""
+    rows = np.array([0, 2, 2], "int32")
+    values = np.random.default_rng(3).standard_normal((3, 3)).astype("float32")
+    dense = np.zeros((4, 3), "float32")
+    np.add.at(dense, rows, values)
+    ends = []
+    for gradient in (ops.convert_to_tensor(dense), backends.sparse_rows(values, rows, (4, 3))):
+        run = _Run(_copy(optimizer))
+        for _ in range(3):
+            with warnings.catch_warnings(category=UserWarning, action="ignore"):  # Keras names the weight left out
+                run.optimizer.apply([None, gradient, ops.zeros(SHAPES["convolution"])], run.variables)
+        ends.append(run.weights())
+        assert np.array_equal(ends[-1][0], run.start[0]), "a weight without a gradient moved"
+        assert np.isfinite(ends[-1][2]).all(), "a gradient of zeros gave weights that are not finite"
+    assert _distance(*ends) < 1e-6, "a sparse gradient is not what its dense form is"
+
+
+def check_dtypes(optimizer):
+    """Weights keep their type; float64 is not rounded on the way; bfloat16 follows float32, with slots in float32."""
+    run = _Run(_copy(optimizer), dtype="bfloat16")
+    path, exact = run(), _run(_copy(optimizer))
+    assert {v.dtype for v in run.variables} == {"bfloat16"}
+    slots = [v for kept in run.optimizer._kept for v in kept.slots.values()]
+    assert all(v.dtype == "float32" for v in slots), "slots of a bfloat16 weight must be float32"
+    assert _distance(path, exact) < 0.05, "bfloat16 weights do not follow the float32 path"
+    if keras.backend.backend() != "jax":  # which has no float64 unless told so
+        run = _Run(_copy(optimizer), dtype="float64")
+        path = run()
+        assert {v.dtype for v in run.variables} == {"float64"}
+        assert all(v.dtype == "float64" for v in run.optimizer.variables if "float" in v.dtype), "state is rounded"
+        assert _distance(path, exact) < 1e-4, "the float64 path is another than the float32 path"
+
+
+def check_no_decay(optimizer):
+    """Decay spares the weights that `no_decay` matches, and still does so after the config's round trip."""
+    decayed = _copy(optimizer, weight_decay=0.5)
+    spared = _copy(_copy(optimizer, weight_decay=0.5, no_decay=["^matr"]))
+    without = _copy(optimizer, weight_decay=0.0)
+    vector, matrix, _ = _run(spared)
+    assert np.array_equal(matrix, _run(without)[1]), "a weight that no_decay matches decays"
+    assert np.array_equal(vector, _run(decayed)[0]), "a weight that no_decay does not match does not decay"
+
+
+def check_fit(optimizer):
+    """Through `fit`, eager, graph, XLA and mixed: a learning rate of zero moves nothing, and the rest agree."""
+    still = _model(_copy(optimizer, learning_rate=0.0))
+    start = still.get_weights()
+    _fit(still)
+    assert _distance(start, still.get_weights()) == 0, "a learning rate of zero moved the weights"
+    graph, xla, eager, mixed = (
+        _fit(_model(_copy(optimizer), **how)).get_weights()
+        for how in ({}, {"jit_compile": True}, {"run_eagerly": True}, {"policy": "mixed_bfloat16"})
+    )
+    assert _distance(start, graph) > 1e-6, "fit moved nothing"
+    assert _distance(graph, xla) < 2e-4, "fit differs under XLA"
+    assert _distance(graph, eager) < 2e-4, "fit differs when run eagerly"
+    assert all(np.isfinite(w).all() for w in mixed), "mixed precision gave weights that are not finite"
+
+
+def check_continues(optimizer):
+    """Saved, loaded and trained on is the same as trained on: state, hyperparameters and masks."""
+    model = _fit(_model(_copy(optimizer, weight_decay=0.01, no_decay="bias")))
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(file := Path(folder) / "model.keras")
+        loaded = keras.saving.load_model(file)
+    assert loaded.optimizer.get_params() == model.optimizer.get_params()
+    assert _distance(_fit(model).get_weights(), _fit(loaded).get_weights()) < 1e-6, "a loaded model departs"
+
+
+def check_replicas(optimizer):
+    """Two replicas give what one device gives; gradients are clipped, which is right only once they are summed."""
+    one = _fit(_model(_copy(optimizer, global_clipnorm=0.05)))
+    with backends.mirrored(backends.two_devices()).scope():
+        two = _model(_copy(optimizer, global_clipnorm=0.05))
+    _fit(two)
+    assert _distance(one.get_weights(), two.get_weights()) < 2e-5, "two replicas differ from one device"
+
+
+# ---- what the checks share -------------------------------------------------------------------------------------------
+
+
+class _Run:
+    """Weights of several shapes, an optimizer, and gradients of mixed signs for it."""
+
+    def __init__(self, optimizer, *, dtype="float32", shapes=SHAPES, compiled=False, xla=False):
+        rng = np.random.default_rng(0)
+        self.optimizer, self.traces = optimizer, 0
+        self.start = [rng.standard_normal(shape).astype("float32") for shape in shapes.values()]
+        self.variables = [
+            keras.Variable(w, dtype=dtype, name=n) for n, w in zip(shapes, self.start, strict=True)
+        ]
+        self.gradients = [
+            [ops.convert_to_tensor(rng.standard_normal(s), dtype) for s in shapes.values()] for _ in range(STEPS)
+        ]
+        optimizer.build(self.variables)
+        self.state = [v.numpy() for v in optimizer.variables]
+        self.step = backends.compiled_step(optimizer, self.variables, self._traced, xla) if compiled else optimizer.apply
+
+    def _traced(self):
+        self.traces += 1
+
+    def __call__(self, steps=STEPS):
+        for gradients in self.gradients[:steps]:
+            self.step(gradients)
+        return self.weights()
+
+    def weights(self):
+        return [np.asarray(v.numpy(), "float64") for v in self.variables]
+
+    def reset(self):
+        for variable, value in zip((*self.variables, *self.optimizer.variables), (*self.start, *self.state), strict=True):
+            variable.assign(value)
+
+
+def _run(optimizer, steps=STEPS, **how):
+    return _Run(optimizer, **how)(steps)
+
+
+def _copy(optimizer, **changes):
+    return type(optimizer).from_config(optimizer.get_config()).set_params(**changes)
+
+
+def _numbers(optimizer):
+    """The hyperparameters that are numbers now."""
+    return {"learning_rate": optimizer.get_params()["learning_rate"]} | {
+        name: value for name, value in optimizer.get_params().items() if name in optimizer._float_inputs()
+    }
+
+
+def _interval(optimizer, name):
+    return (RANGES | optimizer.ranges).get(name, "(-inf, inf)")
+
+
+def _other_values(optimizer):
+    """For each number another one in its range, far enough away to matter."""
+    values = _numbers(optimizer) | {
+        name: value for name, value in optimizer.get_params().items() if name.startswith("initial_")
+    }
+    bounded = {name: _interval(optimizer, name).split(",")[1].strip(" )]") == "1" for name in values}
+    return {
+        name: (value / 2 or 0.5) if bounded[name] else (value - 0.25 if value < 0 else 2 * value + 0.1)
+        for name, value in values.items()
+    }
+
+
+def _distance(a, b):
+    return max(float(np.abs(x - y).max()) for x, y in zip(a, b, strict=True))
+
+
+def _expect_error(kind, call):
+    try:
+        call()
+    except kind:
+        return
+    raise AssertionError(f"no {kind.__name__} for a wrong argument")
+
+
+def _model(optimizer, policy="float32", **how):
+    """A small model with an embedding (sparse gradients), kernels and biases."""
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((2,), dtype="int32"),
+            layers.Embedding(5, 3, dtype=policy, name="embedding"),
+            layers.Flatten(),
+            layers.Dense(4, "tanh", dtype=policy, name="hidden"),
+            layers.Dense(1, dtype=policy, name="head"),
+        ]
+    )
+    model.compile(optimizer, "mse", **{"jit_compile": False} | how)
+    return model
+
+
+def _fit(model):
+    rng = np.random.default_rng(1)
+    x, y = rng.integers(0, 5, (16, 2)).astype("int32"), rng.standard_normal((16, 1)).astype("float32")
+    model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+    return model
