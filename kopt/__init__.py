@@ -5,6 +5,7 @@ imports neither TensorFlow nor Keras nor scikit-learn.
 """
 
 import lazy_loader
+import wrapt
 
 __version__ = "0.1.0"
 
@@ -23,3 +24,10 @@ def __getattr__(name):
             "kopt[tensorflow-cpu], kopt[gpu] or kopt[tpu], or set KERAS_BACKEND=jax.",
             name=error.name,
         ) from error
+
+
+@wrapt.when_imported("keras")
+def _make_known(keras):
+    """Lets `keras.saving` find kopt's classes in a saved model, before any of them was used."""
+    import kopt.layers
+    import kopt.optimizers  # noqa: F401
