@@ -1,0 +1,144 @@
+"""Engines: what they ask, what they learn, what they leave alone."""
+
+import math
+import os
+import warnings
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import Matern
+
+from kopt.search.engines import make_engine
+from kopt.search.space import Space
+
+SQUARE = {"x": stats.uniform(), "y": stats.uniform()}
+SMALL = {"a": list(range(4)), "b": [None, (1,), "s"]}
+
+
+def bowl(params):
+    return -((params["x"] - 0.3) ** 2) - (params["y"] - 0.7) ** 2 - 5
+
+
+def drive(method, spec, n_iter, random_state=0, batch=1, score=bowl):
+    engine = make_engine(method, Space(spec, method), spec, n_iter, random_state)
+    tried = []
+    while suggestions := engine.ask(batch):
+        tried += [suggestion.params for suggestion in suggestions]
+        for suggestion in suggestions:
+            engine.tell(suggestion.id, score(suggestion.params))
+    assert len(tried) <= engine.total
+    return tried
+
+
+def constant(params):
+    return 0.5
+
+
+@pytest.mark.parametrize("method", ["grid", "random", "bayesian"])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_a_finite_space_is_exhausted_once(method, batch):
+    tried = drive(method, SMALL, 40, batch=batch, score=constant)
+    assert len(tried) == 12
+    assert {(p["a"], p["b"]) for p in tried} == {(a, b) for a in SMALL["a"] for b in SMALL["b"]}
+
+
+def test_a_discrete_space_is_exhausted_once_by_the_oracle_too():
+    tried = drive("bayesian", {"n": stats.randint(0, 6)}, 20, score=lambda params: float(params["n"]))
+    assert sorted(params["n"] for params in tried) == list(range(6))
+
+
+@pytest.mark.parametrize("method", ["random", "bayesian"])
+def test_seeds(method):
+    first, again, other = (drive(method, SQUARE, 5, random_state=seed) for seed in (0, 0, 1))
+    assert first == again
+    assert not {p["x"] for p in first} & {p["x"] for p in other}
+
+
+@pytest.mark.parametrize("method", ["random", "bayesian"])
+def test_no_seed_draws_anew(method):
+    assert drive(method, SQUARE, 3, random_state=None) != drive(method, SQUARE, 3, random_state=None)
+
+
+def test_n_iter_is_the_number_of_candidates():
+    for method in ("random", "bayesian"):
+        assert len(drive(method, SQUARE, 4, batch=3)) == 4
+
+
+@pytest.mark.slow
+def test_the_process_finds_the_maximum():
+    for seed in range(2):
+        assert max(map(bowl, drive("bayesian", SQUARE, 12, random_state=seed))) > -5.002
+        assert max(map(bowl, drive("random", SQUARE, 12, random_state=seed))) < -5.002
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_region_that_fails_is_left(bad):
+    tried = drive("bayesian", SQUARE, 14, score=lambda p: bad if p["x"] >= 0.6 else bowl(p), random_state=1)
+    assert sum(params["x"] >= 0.6 for params in tried[6:]) <= 1
+
+
+def test_failures_count_as_the_worst_score():
+    engine = make_engine("bayesian", Space(SQUARE, "bayesian"), SQUARE, 9, 0)
+    for suggestion, score in zip(engine.ask(4), [math.nan, -3.0, math.inf, -7.0], strict=True):
+        engine.tell(suggestion.id, score)
+    assert [trial.score for trial in engine.oracle.trials.values()] == [-7.0, -3.0, -7.0, -7.0]
+
+
+def test_a_batch_is_of_different_candidates():
+    engine = make_engine("bayesian", Space(SQUARE, "bayesian"), SQUARE, 10, 0)
+    for suggestion in engine.ask(4):
+        engine.tell(suggestion.id, bowl(suggestion.params))
+    batch = engine.ask(3)
+    assert len({suggestion.params["x"] for suggestion in batch}) == 3
+    assert len({suggestion.id for suggestion in batch}) == 3
+
+
+def test_several_dicts_are_told_apart():
+    spec = [{"kind": ["a"], "x": stats.uniform()}, {"kind": ["b"], "y": [1, 2]}, {}]
+    tried = drive("bayesian", spec, 6, score=constant)
+    assert {tuple(params) for params in tried} == {("kind", "x"), ("kind", "y"), ()}
+    assert all(params["kind"] == ("a" if "x" in params else "b") for params in tried if params)
+    assert sum(params == {} for params in tried) == 1
+
+
+def test_the_oracle_is_quiet_and_writes_nothing(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drive("bayesian", SQUARE, 5)
+    assert os.listdir() == []
+    assert "".join(capfd.readouterr()) == ""
+
+
+def test_the_quick_process_is_scikit_learns():
+    from kopt.search.oracles import _Process
+
+    rng = np.random.RandomState(0)
+    X, new = rng.rand(15, 3), rng.rand(6, 3)
+    y = np.sin(3 * X).sum(axis=1) * 4 + 9
+    settings = dict(kernel=Matern(0.5, nu=2.5), optimizer=None, normalize_y=True, alpha=1e-4, random_state=0)
+    quick, reference = _Process(**settings), GaussianProcessRegressor(**settings)
+    for a, b in zip(quick.predict(new, return_std=True), reference.predict(new, return_std=True), strict=True):
+        np.testing.assert_allclose(a, b)
+    quick.fit(X, y), reference.fit(X, y)
+    for a, b in zip(quick.predict(new, return_std=True), reference.predict(new, return_std=True), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    np.testing.assert_allclose(quick.predict(new), reference.predict(new))
+
+
+def test_the_oracles_own_process_is_the_quick_one():
+    from kopt.search.oracles import _Process
+
+    engine = make_engine("bayesian", Space(SQUARE, "bayesian"), SQUARE, 9, 0)
+    assert type(engine.oracle.gpr) is _Process
+    assert engine.oracle.gpr.normalize_y
+    assert engine.oracle.gpr.random_state == engine.oracle.seed > 0
+
+
+@pytest.mark.parametrize(("n_iter", "initial"), [(3, 3), (10, 3), (15, 5), (60, 6)])
+def test_random_points_leave_room_for_proposals(n_iter, initial):
+    engine = make_engine("bayesian", Space(SQUARE, "bayesian"), SQUARE, n_iter, 0)
+    assert engine.oracle.num_initial_points == initial

@@ -1,0 +1,277 @@
+"""TunerSearchCV: scikit-learn's search, candidate for candidate and key for key, and where it does more."""
+
+import json
+import pickle
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn import config_context
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.datasets import load_iris
+from sklearn.exceptions import FitFailedWarning
+from sklearn.feature_selection import SelectKBest
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, KFold, RandomizedSearchCV, cross_val_score
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
+from sklearn.tree import DecisionTreeClassifier
+from sklearn.utils.estimator_checks import check_estimator
+
+from kopt.search import TunerSearchCV
+
+X, y = load_iris(return_X_y=True)
+TREE = DecisionTreeClassifier(random_state=0)
+GRID = {"max_depth": [1, 2, None], "criterion": ["gini", "entropy"]}
+FIT_TIMES = ("mean_fit_time", "std_fit_time", "mean_score_time", "std_score_time")
+
+
+class Bowl(ClassifierMixin, BaseEstimator):
+    """Scores -(x - 0.3)**2, whatever the data, and fails to fit where it is told to."""
+
+    def __init__(self, x=0.0, fails=False):
+        self.x, self.fails = x, fails
+
+    def fit(self, X, y):
+        if self.fails:
+            raise RuntimeError("told to fail")
+        self.classes_ = np.unique(y)
+        return self
+
+    def predict(self, X):
+        return np.full(len(X), self.classes_[0])
+
+    def score(self, X, y):
+        return -((self.x - 0.3) ** 2)
+
+
+def assert_same_results(ours, theirs):
+    assert list(ours) == list(theirs)
+    for key in set(ours) - set(FIT_TIMES):
+        assert np.all(np.asarray(ours[key]) == np.asarray(theirs[key])), key
+        assert getattr(ours[key], "dtype", None) == getattr(theirs[key], "dtype", None), key
+
+
+PIPELINE = Pipeline([("scale", StandardScaler()), ("select", SelectKBest()), ("knn", KNeighborsClassifier())])
+STEPS = [
+    {"scale": [MinMaxScaler(), "passthrough"], "select__k": [1, 3], "knn__n_neighbors": [1, 5]},
+    {"knn": [TREE], "knn__max_depth": [1, 3]},
+]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "grid", "options"),
+    [
+        (TREE, GRID, {}),
+        (TREE, GRID, {"return_train_score": True, "cv": 3, "scoring": "f1_macro", "verbose": 1}),
+        (TREE, [GRID, {"splitter": ["random"]}, {}], {"scoring": ["accuracy", "f1_macro"], "refit": "f1_macro"}),
+        (TREE, GRID, {"scoring": {"a": "accuracy", "f": "f1_macro"}, "refit": lambda results: 2}),
+        (TREE, GRID, {"scoring": ["accuracy", "f1_macro"], "refit": False}),
+        (PIPELINE, STEPS, {"cv": 3, "n_jobs": 2}),
+    ],
+)
+def test_grid_is_grid_search(estimator, grid, options):
+    ours = TunerSearchCV(estimator, grid, method="grid", n_iter=1, **options).fit(X, y)
+    theirs = GridSearchCV(estimator, grid, **options | {"verbose": 0}).fit(X, y)
+    assert_same_results(ours.cv_results_, theirs.cv_results_)
+    for name in ("best_index_", "best_score_", "multimetric_", "n_splits_"):
+        assert getattr(ours, name, None) == getattr(theirs, name, None)
+    assert str(getattr(ours, "best_params_", None)) == str(getattr(theirs, "best_params_", None))
+    if options.get("refit", True):
+        assert np.array_equal(ours.predict(X), theirs.predict(X))
+
+
+@pytest.mark.parametrize("n_jobs", [None, 2])
+@pytest.mark.parametrize("verbose", [0, 1])
+def test_random_is_randomized_search(n_jobs, verbose):
+    space = {"max_depth": [1, 2, None], "ccp_alpha": stats.loguniform(1e-4, 1e-1)}
+    options = dict(n_iter=11, random_state=3, cv=3)
+    ours = TunerSearchCV(TREE, space, method="random", n_jobs=n_jobs, verbose=verbose, **options).fit(X, y)
+    theirs = RandomizedSearchCV(TREE, space, **options).fit(X, y)
+    assert_same_results(ours.cv_results_, theirs.cv_results_)
+
+
+def test_bayesian_is_the_default_and_learns():
+    search = TunerSearchCV(Bowl(), {"x": stats.uniform(-5, 10)}, n_iter=10, cv=2, random_state=0).fit(X, y)
+    tried = np.array([params["x"] for params in search.cv_results_["params"]])
+    assert len(tried) == 10
+    assert search.best_score_ == -((search.best_params_["x"] - 0.3) ** 2) > -0.01
+    assert np.median(np.abs(tried[5:] - 0.3)) < np.median(np.abs(tried[:3] - 0.3))
+    again = clone(search).fit(X, y)
+    assert again.cv_results_["params"] == search.cv_results_["params"]
+
+
+def test_several_metrics_are_led_by_the_one_of_refit():
+    def scores(estimator, X, y):
+        return {"score": 0.0, "up": estimator.x, "down": -estimator.x}
+
+    for scoring in (scores, {name: lambda e, X, y, name=name: scores(e, X, y)[name] for name in ("score", "up")}):
+        search = TunerSearchCV(Bowl(), {"x": stats.uniform()}, n_iter=7, cv=2, random_state=0)
+        search.set_params(scoring=scoring, refit="up").fit(X, y)
+        assert search.best_params_["x"] > 0.97
+        assert search.best_score_ == max(search.cv_results_["mean_test_up"])
+
+
+@pytest.mark.parametrize("scoring", [["accuracy", "f1_macro"], lambda e, X, y: {"a": 1.0, "b": 2.0}])
+def test_several_metrics_without_a_leader(scoring):
+    search = TunerSearchCV(Bowl(), {"x": [1.0, 2.0]}, scoring=scoring, refit=False, cv=2)
+    with pytest.raises(ValueError, match=r"^TunerSearchCV: refit must name the metric .*, got False.$"):
+        search.fit(X, y)
+    assert len(search.set_params(method="random", n_iter=2).fit(X, y).cv_results_["params"]) == 2
+
+
+@pytest.mark.parametrize("n_jobs", [None, 2])
+@pytest.mark.parametrize("verbose", [0, 1])
+def test_all_batches_meet_the_same_folds(n_jobs, verbose):
+    grid = {"max_depth": [3], "min_samples_leaf": [1] * 9}
+    search = TunerSearchCV(TREE, grid, method="grid", cv=KFold(3, shuffle=True), n_jobs=n_jobs, verbose=verbose)
+    assert len(set(search.fit(X, y).cv_results_["split0_test_score"])) == 1
+    assert len({search.cv_results_[f"split{i}_test_score"][0] for i in range(3)}) > 1
+
+
+FAILING = [{"x": [0.0], "fails": [True]}, {"x": [0.1], "fails": [False]}, {"x": [0.2, 0.5], "fails": [True]}]
+
+
+@pytest.mark.parametrize("error_score", [np.nan, -9.0])
+@pytest.mark.parametrize("several", [False, True])
+def test_failed_batches_keep_their_rows(error_score, several, monkeypatch):
+    options = dict(cv=2, error_score=error_score, return_train_score=True)
+    if several:
+        options |= dict(scoring={"a": "accuracy", "s": lambda e, X, y: e.score(X, y)}, refit="s")
+    monkeypatch.setattr("kopt.search.search_cv.effective_n_jobs", lambda n_jobs: 0.25)  # batches of one
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ours = TunerSearchCV(Bowl(), FAILING, method="grid", verbose=1, **options).fit(X, y)
+    with warnings.catch_warnings(record=True) as expected:
+        warnings.simplefilter("always")
+        theirs = GridSearchCV(Bowl(), FAILING, **options).fit(X, y)
+    for results in (ours.cv_results_, theirs.cv_results_):
+        for key in FIT_TIMES:
+            results.pop(key)
+    assert list(ours.cv_results_) == list(theirs.cv_results_)
+    for key in theirs.cv_results_:
+        np.testing.assert_array_equal(ours.cv_results_[key], theirs.cv_results_[key])
+    assert ours.best_index_ == theirs.best_index_ == 1
+    assert len([w for w in caught if w.category is FitFailedWarning]) == 1
+    assert "every fit failed for 3 of 4 candidates" in str(caught[0].message)
+    assert "told to fail" in str(caught[0].message)
+    assert [str(w.message) for w in caught[1:]] == [str(w.message) for w in expected[1:]]
+
+
+def test_the_oracle_goes_on_after_failures():
+    space = {"x": stats.uniform(), "fails": [True, False]}
+    search = TunerSearchCV(Bowl(), space, n_iter=8, cv=2, random_state=0)
+    with pytest.warns(FitFailedWarning), pytest.warns(UserWarning, match="non-finite"):
+        search.fit(X, y)
+    assert len(search.cv_results_["params"]) == 8
+    assert not search.best_params_["fails"]
+    assert not {"_ledger"} & set(vars(search))
+
+
+@pytest.mark.parametrize("method", ["grid", "random", "bayesian"])
+def test_all_fits_failing_raises(method):
+    search = TunerSearchCV(Bowl(), {"fails": [True], "x": [1.0, 2.0]}, method=method, cv=2, random_state=0)
+    with pytest.raises(ValueError, match="All the .* fits failed"):
+        search.fit(X, y)
+    with pytest.raises(RuntimeError, match="told to fail"):
+        search.set_params(error_score="raise").fit(X, y)
+    assert not {"_ledger", "cv_results_"} & set(vars(search))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"method": "hyperband"}, ValueError, "method must be one of 'grid', 'random', 'bayesian', got 'hyperband'."),
+        ({"n_iter": 0}, ValueError, r"n_iter must be an integer in \[1, inf\), got 0."),
+        ({"n_iter": 2.5}, TypeError, r"n_iter must be an integer in \[1, inf\), got 2.5."),
+        ({"param_distributions": {"deep": [1]}}, ValueError, "parameters of DecisionTreeClassifier, got 'deep'."),
+        ({"param_distributions": [GRID, {"a__b": [1]}]}, ValueError, "got 'a__b'. Its get_params"),
+        ({"param_distributions": {"max_depth": []}}, ValueError, "at least one value"),
+        ({"param_distributions": {"ccp_alpha": stats.uniform()}, "method": "grid"}, TypeError, "must be a list"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_any_fit(arguments, error, message, monkeypatch):
+    monkeypatch.setattr(DecisionTreeClassifier, "fit", lambda *args, **kwargs: pytest.fail("fitted"))
+    with pytest.raises(error, match=f"^TunerSearchCV: .*{message}"):
+        TunerSearchCV(TREE, **{"param_distributions": GRID, "method": "random"} | arguments).fit(X, y)
+
+
+def test_verbose_1_is_one_bar(capsys):
+    search = TunerSearchCV(Bowl(), {"x": [0.3, 1.0, 2.0]}, method="grid", cv=2)
+    search.fit(X, y)
+    assert "".join(capsys.readouterr()) == ""
+    search.set_params(verbose=1).fit(X, y)
+    out, err = capsys.readouterr()
+    assert "best score 0" in out
+    assert "3/3" in out
+    assert "Fitting" not in out + err
+    assert search.verbose == 1
+    search.set_params(verbose=2).fit(X, y)
+    assert "totalling 6 fits" in capsys.readouterr().out
+
+
+def test_pickle_clone_and_repr():
+    search = TunerSearchCV(TREE, GRID, method="random", n_iter=3, random_state=0).fit(X, y)
+    copy = pickle.loads(pickle.dumps(search))
+    assert np.array_equal(copy.predict_proba(X), search.predict_proba(X))
+    assert clone(search).get_params()["estimator__max_depth"] is None
+    assert "method='random'" in repr(search)
+    assert "TunerSearchCV" in search._repr_html_()
+
+
+def test_nested_in_cross_validation():
+    search = TunerSearchCV(TREE, GRID, method="random", n_iter=3, cv=2, random_state=0)
+    assert cross_val_score(search, X, y, cv=2, n_jobs=2).min() > 0.5
+
+
+def test_metadata_is_routed():
+    class Weighted(Bowl):
+        def fit(self, X, y, sample_weight=None):
+            self.weight_ = sample_weight.sum()
+            return super().fit(X, y)
+
+    weight = np.arange(len(y))
+    with config_context(enable_metadata_routing=True):
+        search = TunerSearchCV(Weighted().set_fit_request(sample_weight=True), {"x": [0.0, 1.0]}, method="grid")
+        search.fit(X, y, sample_weight=weight)
+    assert search.best_estimator_.weight_ == weight.sum()
+
+
+def test_random_state_instances_advance():
+    options = dict(method="random", n_iter=2, cv=2, random_state=np.random.RandomState(0))
+    search = TunerSearchCV(Bowl(), {"x": stats.uniform()}, **options)
+    first = search.fit(X, y).cv_results_["params"]
+    assert search.fit(X, y).cv_results_["params"] != first
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["grid", "random", "bayesian"])
+def test_scikit_learns_checks(method):
+    search = TunerSearchCV(LogisticRegression(), {"C": [0.1, 1.0]}, method=method, n_iter=2, cv=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        report = check_estimator(search, on_fail=None)
+    assert [check["check_name"] for check in report if check["status"] == "failed"] == []
+    assert sum(check["status"] == "passed" for check in report) > 40
+
+
+def test_only_the_oracle_imports_keras():
+    code = """
+import json, sys
+from sklearn.datasets import load_iris
+from sklearn.tree import DecisionTreeClassifier
+from kopt.search import TunerSearchCV
+loaded = []
+for method in ("grid", "random", "bayesian"):
+    search = TunerSearchCV(DecisionTreeClassifier(), {"max_depth": [1, 2]}, method=method)
+    loaded.append("keras" in sys.modules)
+    search.fit(*load_iris(return_X_y=True))
+    loaded.append("keras" in sys.modules)
+print(json.dumps(loaded))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(run.stdout) == [False] * 5 + [True]

@@ -1,0 +1,44 @@
+"""Every Python block of the README and of the docs runs, in order, and so does every example."""
+
+import pathlib
+import re
+import runpy
+import sys
+import textwrap
+import types
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+BLOCK = re.compile(r"^(?P<indent> *)```python\n(?P<code>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
+
+pytestmark = pytest.mark.slow
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if BLOCK.search(page.read_text())], ids=name_of)
+def test_blocks_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = page.read_text()
+    main = types.ModuleType("__main__")  # a real module, so that what a block defines can be pickled
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    for block in BLOCK.finditer(text):
+        first_line = text.count("\n", 0, block.start("code"))
+        code = "\n" * first_line + textwrap.dedent(block["code"])
+        exec(compile(code, page, "exec"), vars(main))
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=name_of)
+def test_example_runs(example, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [str(example)])
+    runpy.run_path(str(example), run_name="__main__")
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
