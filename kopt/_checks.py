@@ -2,9 +2,10 @@
 
 import math
 from numbers import Integral, Real
+from typing import Any
 
 
-def check_range(owner, interval, *, kind=Real, **given):
+def check_range(owner, interval, *, kind: Any = Real, **given: Any) -> Any:
     """Returns the one value in `given` if it is a number in `interval`, else raises.
 
     Args:
@@ -31,7 +32,7 @@ def check_range(owner, interval, *, kind=Real, **given):
     return value
 
 
-def check_choice(owner, choices, **given):
+def check_choice(owner, choices, **given: Any) -> Any:
     """Returns the one value in `given` if it is among `choices`, else raises ValueError."""
     ((name, value),) = given.items()
     who = owner if isinstance(owner, str) else type(owner).__name__

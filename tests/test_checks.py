@@ -16,13 +16,13 @@ def test_a_range_includes_what_its_brackets_say(interval, inside, outside):
     for value in inside:
         assert check_range("Who", interval, what=value) == value
     for value in outside:
-        with pytest.raises(ValueError, match="^Who: what must be a number in .*, got"):
+        with pytest.raises(ValueError, match=r"^Who: what must be a number in .*, got"):
             check_range("Who", interval, what=value)
 
 
 @pytest.mark.parametrize("value", ["1", None, True, 1j])
 def test_a_range_takes_numbers_only(value):
-    with pytest.raises(TypeError, match="^Who: what must be a number in"):
+    with pytest.raises(TypeError, match=r"^Who: what must be a number in"):
         check_range("Who", "[0, 1]", what=value)
 
 

@@ -5,7 +5,7 @@ from typing import Unpack
 from keras import ops
 
 from kopt.math import debias, ema
-from kopt.optimizers.base import Common, Optimizer
+from kopt.optimizers.base import Common, CommonButDecay, Optimizer
 
 
 class Adam(Optimizer):
@@ -71,7 +71,7 @@ class AdamW(Adam):
         beta_2=0.999,
         epsilon=1e-8,
         weight_decay=4e-3,
-        **common: Unpack[Common],
+        **common: Unpack[CommonButDecay],
     ):
         super().__init__(
             learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, weight_decay=weight_decay, **common
@@ -116,7 +116,7 @@ class Adamax(Adam):
         u = m̂ / (v + ε)
 
     Steps are bounded by the learning rate, whatever the gradients do. The paper has no ε; here it is added to v,
-    as in Keras and optax (PyTorch adds it to |g| inside the maximum).
+    as in Keras (PyTorch and optax add it to |g| inside the maximum).
 
     Args:
         learning_rate: in [0, inf), or a schedule.

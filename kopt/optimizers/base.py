@@ -25,10 +25,9 @@ class Slot(NamedTuple):
     initial: float | str = 0.0
 
 
-class Common(TypedDict, total=False):
-    """What every optimizer takes: the options of `keras.optimizers.Optimizer`, and `no_decay`."""
+class CommonButDecay(TypedDict, total=False):
+    """What optimizers take that name `weight_decay` in their own signature."""
 
-    weight_decay: float | LearningRateSchedule | None
     no_decay: str | Iterable[str]
     clipnorm: float | None
     clipvalue: float | None
@@ -39,6 +38,12 @@ class Common(TypedDict, total=False):
     loss_scale_factor: float | None
     gradient_accumulation_steps: int | None
     name: str | None
+
+
+class Common(CommonButDecay, total=False):
+    """What every optimizer takes: the options of `keras.optimizers.Optimizer`, and `no_decay`."""
+
+    weight_decay: float | LearningRateSchedule | None
 
 
 class _Kept(NamedTuple):
@@ -83,12 +88,14 @@ class Optimizer(Hyperparameters, keras.optimizers.Optimizer):
     elementwise: ClassVar[bool] = False
     """Whether each entry of the direction depends on that same entry of `g`, `w` and the slots alone."""
 
-    def __init__(self, learning_rate=1e-3, *, no_decay=(), **common: Unpack[Common]):
-        vars(self).update(_given={}, _inputs=None)
+    def __init__(self, learning_rate=1e-3, **common: Unpack[Common]):
+        self.__dict__.update(_given={}, _inputs=None)
         if unknown := common.keys() - Common.__annotations__.keys():
-            raise TypeError(f"{type(self).__name__} takes no argument {min(unknown)!r}, but {', '.join(self._signature())}.")
+            known = ", ".join(self._signature())
+            raise TypeError(f"{type(self).__name__} takes no argument {min(unknown)!r}, but {known}.")
         learning_rate = self._given["learning_rate"] = self._checked("learning_rate", learning_rate)
-        super().__init__(learning_rate, **common)
+        no_decay = common.pop("no_decay", ())
+        super().__init__(learning_rate, **common)  # pyright: ignore[reportCallIssue]
         self.no_decay = no_decay
 
     def __init_subclass__(cls, **kwargs):
@@ -138,7 +145,7 @@ class Optimizer(Hyperparameters, keras.optimizers.Optimizer):
             inputs = {name: self._scalar(name, self._given[name], wide) for name in self._float_inputs()}
             shared = {name: self._scalar(name, value, wide) for name, value in self.shared().items()}
             kept = [self._keep(v) for v in variables]
-        vars(self).update(_wide=wide, _inputs=inputs, _shared=shared, _kept=kept)
+        self.__dict__.update(_wide=wide, _inputs=inputs, _shared=shared, _kept=kept)
 
     def _scalar(self, name, value, dtype):
         def initial(shape, dtype):
@@ -176,8 +183,9 @@ class Optimizer(Hyperparameters, keras.optimizers.Optimizer):
     def _backend_apply_gradients(self, grads, trainable_variables):
         """Sums gradients over replicas first, so that what clips and accumulates sees what one device would."""
         if hasattr(super(), "_all_reduce_sum_gradients"):
-            grads, _ = zip(*super()._all_reduce_sum_gradients(zip(grads, trainable_variables, strict=True)), strict=True)
-        super()._backend_apply_gradients(list(grads), trainable_variables)
+            pairs = super()._all_reduce_sum_gradients(zip(grads, trainable_variables, strict=True))
+            grads = [gradient for gradient, _ in pairs]
+        super()._backend_apply_gradients(grads, trainable_variables)
 
     def _all_reduce_sum_gradients(self, grads_and_vars):
         """Nothing is left to sum: see `_backend_apply_gradients`."""

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import re
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -24,14 +25,17 @@ RANGES = {
 
 
 class Hyperparameters:
-    """What an optimizer knows of its hyperparameters: ranges, config, scikit-learn parameters, and when they may change.
+    """What an optimizer knows of its hyperparameters: ranges, config, parameters, and when they may change.
 
     The floats of the signature are *inputs* of the compiled step. What was given lies in `_given`; once the
     optimizer is built, a scalar variable each, in `_inputs`, holds the value, and setting the attribute assigns it.
     Everything else in the signature shapes the compiled step, and is fixed once the optimizer is built.
     """
 
-    ranges: dict[str, str] = {}
+    _given: dict[str, Any]
+    _inputs: dict[str, Any] | None
+
+    ranges: ClassVar[dict[str, str]] = {}
     """Intervals of the hyperparameters whose names `RANGES` does not have."""
 
     @classmethod
@@ -46,15 +50,15 @@ class Hyperparameters:
                 if not any(p.kind is p.VAR_KEYWORD for p in parameters):
                     break
         else:
-            found = _backend.OPTIMIZER_OPTIONS | found
-        common = {"no_decay", *_backend.OPTIMIZER_OPTIONS}
+            found = _backend.OPTIMIZER_OPTIONS | {"no_decay": ()} | found
+        common = {*_backend.OPTIMIZER_OPTIONS, "no_decay"}
         order = sorted(found, key=lambda name: (name != "learning_rate", name in common))
         return {name: found[name] for name in order}
 
     @classmethod
     @functools.cache
     def _input_names(cls):
-        """The hyperparameters that a rule finds in `h`, besides the learning rate; `initial_…` shape the slots alone."""
+        """The hyperparameters that a rule finds in `h`, besides the learning rate. `initial_…` only fill slots."""
         options = {*_backend.OPTIMIZER_OPTIONS, "learning_rate"}
         floats = {name for name, default in cls._signature().items() if isinstance(default, float)}
         return {name for name in floats - options if not name.startswith("initial_")} | {"weight_decay"}
@@ -110,7 +114,7 @@ class Hyperparameters:
             f"take {value!r}. Make a new one: {who}({name}={value!r})."
         )
 
-    def __getattr__(self, name):
+    def __getattr__(self, name) -> Any:
         given = vars(self).get("_given", {})
         if name not in given:
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}.")

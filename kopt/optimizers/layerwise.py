@@ -4,7 +4,7 @@ from typing import Unpack
 
 from kopt.math import trust_ratio
 from kopt.optimizers.adam import AdamW
-from kopt.optimizers.base import Common
+from kopt.optimizers.base import CommonButDecay
 
 
 class LAMB(AdamW):
@@ -37,7 +37,7 @@ class LAMB(AdamW):
         beta_2=0.999,
         epsilon=1e-6,
         weight_decay=1e-2,
-        **common: Unpack[Common],
+        **common: Unpack[CommonButDecay],
     ):
         super().__init__(
             learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, weight_decay=weight_decay, **common

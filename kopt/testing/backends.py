@@ -8,7 +8,7 @@ BACKEND = keras.backend.backend()
 def compiled_step(optimizer, variables, traced, xla):
     """Returns `optimizer.apply` compiled by the backend, which calls `traced()` whenever it is traced."""
     if BACKEND == "jax":
-        import jax
+        import jax  # pyright: ignore[reportMissingImports]
 
         @jax.jit
         def stateless(weights, state, gradients):
@@ -16,11 +16,10 @@ def compiled_step(optimizer, variables, traced, xla):
             return optimizer.stateless_apply(state, gradients, weights)
 
         def step(gradients):
-            owners = (variables, optimizer.variables)
-            news = stateless(*([v.value for v in owner] for owner in owners), gradients)
-            for owner, new in zip(owners, news, strict=True):
-                for variable, value in zip(owner, new, strict=True):
-                    variable.assign(value)
+            weights, state = ([v.value for v in owner] for owner in (variables, optimizer.variables))
+            weights, state = stateless(weights, state, gradients)
+            for variable, value in zip((*variables, *optimizer.variables), (*weights, *state), strict=True):
+                variable.assign(value)
 
         return step
     import tensorflow as tf
@@ -36,7 +35,7 @@ def compiled_step(optimizer, variables, traced, xla):
 def sparse_rows(values, rows, shape):
     """A gradient that names a few rows of a matrix, as an embedding's does; dense where there is no such thing."""
     if BACKEND == "jax":
-        import jax.numpy as jnp
+        import jax.numpy as jnp  # pyright: ignore[reportMissingImports]
 
         return jnp.zeros(shape, values.dtype).at[rows].add(values)
     import tensorflow as tf

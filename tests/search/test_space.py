@@ -128,8 +128,6 @@ class Tuples:
 
 def test_a_distribution_without_quantiles_is_for_random_search_only():
     space = Space({"layers": Tuples()}, "random")
-    assert len({space.identity(codes) for codes in space.draws(5, 0, set())}) == len(
-        list(space.draws(5, 0, set()))
-    )
+    assert len({space.identity(codes) for codes in space.draws(5, 0, set())}) == len(list(space.draws(5, 0, set())))
     with pytest.raises(TypeError, match="have ppf and cdf where method='bayesian'"):
         Space({"layers": Tuples()}, "bayesian")

@@ -1,0 +1,1 @@
+"""Training over several devices: the one folder that says `tf.distribute`."""

@@ -1,0 +1,73 @@
+"""Which strategy is meant, and how a batch is shared among its replicas."""
+
+import contextlib
+
+import tensorflow as tf
+
+CHOICES = "None, 'auto', 'mirrored' or a MirroredStrategy or OneDeviceStrategy of tf.distribute"
+
+_kept = {}  # one strategy object for each kind and set of devices: a second one could not share its variables
+
+
+def resolve(strategy, owner="kopt"):
+    """Returns the strategy that is meant, or None for plain single-device training.
+
+    Args:
+        strategy: None (one device), `"auto"` (all devices of the best kind if there are several, else one),
+            `"mirrored"` (all GPUs, or all logical CPUs where there is no GPU), or an instance.
+        owner: who asks, for the error.
+
+    Raises:
+        ValueError: the strategy is none of these, or a strategy's scope is already entered.
+    """
+    if tf.distribute.has_strategy():
+        raise ValueError(f"{owner}: fit must run outside of any strategy's scope. Try {owner}(strategy='mirrored').")
+    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    if strategy is None or strategy is tf.distribute.get_strategy() or (strategy == "auto" and len(devices) == 1):
+        return None
+    if strategy in ("auto", "mirrored"):
+        on_cpu = devices[0].device_type == "CPU"
+        strategy = tf.distribute.MirroredStrategy(
+            [device.name for device in devices],
+            # TensorFlow's default, collectives, aborts for good where a process uses two sets of CPUs.
+            cross_device_ops=tf.distribute.ReductionToOneDevice() if on_cpu else None,
+        )
+    elif not isinstance(strategy, tf.distribute.MirroredStrategy | tf.distribute.OneDeviceStrategy):
+        raise ValueError(f"{owner}: strategy must be {CHOICES}, got {strategy!r}.")
+    return _kept.setdefault((type(strategy), strategy.extended.worker_devices), strategy)
+
+
+def replicas(strategy):
+    """The number of devices that compute each step."""
+    return 1 if strategy is None else strategy.num_replicas_in_sync
+
+
+def scope(strategy):
+    """The context to make variables and to run programs in. A strategy of one device is a plain device."""
+    if strategy is None:
+        return contextlib.nullcontext()
+    if replicas(strategy) == 1:
+        return tf.device(strategy.extended.worker_devices[0])
+    return strategy.scope()
+
+
+def run_shared(strategy, step, rows):
+    """Runs `step` on every replica, each on its share of the rows, and returns the sum of the results.
+
+    Shares differ by one row at most, and are empty where there are fewer rows than replicas.
+
+    Args:
+        strategy: of several replicas.
+        step: a function of tensors, called on each replica with its share.
+        rows: tensors whose first axes are equally long.
+    """
+
+    def on_replica():
+        context = tf.distribute.get_replica_context()
+        number, count = context.replica_id_in_sync_group, context.num_replicas_in_sync
+        with tf.device("CPU"):  # so that only the share travels to the replica
+            length = tf.shape(rows[0])[0]
+            share = [x[length * number // count : length * (number + 1) // count] for x in rows]
+        return step(*share)
+
+    return strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(on_replica), axis=None)

@@ -1,0 +1,278 @@
+"""What both estimators share: parameters and their routing, validation, and the course of a fit."""
+
+import functools
+import inspect
+from numbers import Integral, Real
+
+import numpy as np
+from sklearn.base import BaseEstimator, _fit_context
+from sklearn.model_selection import train_test_split
+from sklearn.utils import _safe_indexing, check_random_state
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from kopt.estimators.networks import mlp
+
+ROUTES = ("model__", "optimizer__")
+
+
+class KerasEstimator(BaseEstimator):
+    """Base of `kopt.KerasClassifier` and `kopt.KerasRegressor`."""
+
+    _parameter_constraints = {
+        "model": [callable, None],
+        "optimizer": [str, callable, HasMethods(["apply", "get_config"]), None],
+        "loss": [str, callable, None],
+        "epochs": [Interval(Integral, 1, None, closed="left")],
+        "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "warm_start": ["boolean"],
+        "strategy": [StrOptions({"auto", "mirrored"}), HasMethods(["scope", "run"]), None],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        model=None,
+        *,
+        optimizer=None,
+        loss=None,
+        epochs=100,
+        batch_size="auto",
+        early_stopping=False,
+        validation_fraction=0.1,
+        n_iter_no_change=10,
+        warm_start=False,
+        strategy=None,
+        random_state=None,
+        verbose=0,
+        **model__or_optimizer__,
+    ):
+        self.model = model
+        self.optimizer = optimizer
+        self.loss = loss
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.warm_start = warm_start
+        self.strategy = strategy
+        self.random_state = random_state
+        self.verbose = verbose
+        for name in model__or_optimizer__:
+            if not name.startswith(ROUTES):
+                own = ", ".join(self._get_param_names())
+                raise TypeError(
+                    f"{type(self).__name__}: {name} is no parameter; it takes {own}, "
+                    "and model__* and optimizer__* for the network and the optimizer."
+                )
+        self.__dict__.update(model__or_optimizer__)
+
+    # ---- parameters ----------------------------------------------------------------------------------------------
+
+    def get_params(self, deep=True):
+        """Returns the parameters by name, `model__*` and `optimizer__*` included.
+
+        Args:
+            deep: whether to add the parameters of an optimizer given as an instance.
+        """
+        routed = {name: value for name, value in vars(self).items() if name.startswith(ROUTES)}
+        return super().get_params(deep) | routed
+
+    def set_params(self, **params):
+        """Sets parameters by name and returns the estimator.
+
+        `optimizer__*` are kept beside an optimizer given as an instance, which itself is never changed.
+        """
+        super().set_params(**{name: value for name, value in params.items() if not name.startswith(ROUTES)})
+        self.__dict__.update({name: value for name, value in params.items() if name.startswith(ROUTES)})
+        return self
+
+    def _routed(self, route):
+        return {name.removeprefix(route): value for name, value in vars(self).items() if name.startswith(route)}
+
+    def _refuse(self, route, unknown, of, known):
+        takes = ", ".join(known) or "none"
+        raise ValueError(f"{type(self).__name__}: {route}{unknown} is no parameter of {of}; it takes {takes}.")
+
+    def _optimizer_to_build(self):
+        """The optimizer's class and its configuration."""
+        given = "Adam" if self.optimizer is None else self.optimizer
+        if isinstance(given, str):
+            given = _optimizer_named(given, type(self).__name__)
+        kind = given if isinstance(given, type) else type(given)
+        config = _default_config(kind) if isinstance(given, type) else given.get_config()
+        routed = self._routed("optimizer__")
+        for name in routed.keys() - config.keys():
+            self._refuse("optimizer__", name, kind.__name__, [known for known in config if known != "name"])
+        return kind, config | routed
+
+    def _model_to_build(self, **facts):
+        """The function without arguments that makes the network, from what the data say."""
+        import keras
+
+        routed = self._routed("model__")
+        if isinstance(self.model, keras.Model):
+            for name in routed:
+                self._refuse("model__", name, "a model that is built already", ())
+            return functools.partial(_copy, self.model)
+        build = mlp if self.model is None else self.model
+        name = getattr(build, "__name__", repr(build))
+        parameters = inspect.signature(build).parameters.values()
+        known = {p.name: p.default for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            for unknown in routed.keys() - known.keys():
+                self._refuse("model__", unknown, name, [own for own in known if own not in facts])
+        given = {fact: value for fact, value in facts.items() if fact in known} | routed
+        for missing in (n for n, default in known.items() if default is inspect.Parameter.empty and n not in given):
+            raise ValueError(
+                f"{type(self).__name__}: model must get all it needs, and {name} needs {missing}. "
+                f"Pass model__{missing}."
+            )
+        return functools.partial(build, **given)
+
+    # ---- fitting -------------------------------------------------------------------------------------------------
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y, sample_weight=None):
+        """Trains a network on rows `X` and targets `y`, and returns the estimator.
+
+        Args:
+            X: array, frame or sparse matrix of shape (rows, features). Floats of 32 bits are computed with as
+                such, all others in 64 bits.
+            y: targets, a row each.
+            sample_weight: a weight for each row, not negative; a row of weight 0 counts as absent.
+
+        Raises:
+            sklearn.utils._param_validation.InvalidParameterError: a parameter is out of its range.
+            ValueError: `model__*` or `optimizer__*` names no parameter, or data and network do not fit together.
+        """
+        begin = not (self.warm_start and self.__sklearn_is_fitted__())
+        return self._fit(X, y, sample_weight, begin=begin, epochs=self.epochs, fresh=True)
+
+    def _go_on(self, X, y, sample_weight, **targets):
+        """What `partial_fit` does."""
+        if self.early_stopping:
+            raise ValueError(f"{type(self).__name__}: partial_fit needs early_stopping=False, got True.")
+        begin = not self.__sklearn_is_fitted__()
+        return self._fit(X, y, sample_weight, begin=begin, epochs=1, fresh=begin, **targets)
+
+    def _fit(self, X, y, sample_weight, *, begin, epochs, fresh, **targets):
+        """Trains; `begin` learns what the data look like, `fresh` makes a new network and optimizer."""
+        X, y = self._validated(X, y, begin)
+        w = self._weights(sample_weight, X, y)
+        if not w.any():
+            raise ValueError(f"{type(self).__name__}: sample_weight must not be zero for every row.")
+        X, y, w = (_safe_indexing(a, np.flatnonzero(w)) for a in (X, y, w)) if not w.all() else (X, y, w)
+        codes = self._learn_targets(y, begin, **targets)
+        random = check_random_state(self.random_state)
+        network = self._new_network(X.dtype.name, random) if fresh else self._network
+        if fresh and not begin:
+            network.start_from(self._network.weights)
+            network.history = {name: list(values) for name, values in self._network.history.items()}
+        validation = None
+        if self.early_stopping:
+            X, X_val, codes, codes_val, w, w_val = train_test_split(
+                X, codes, w,
+                test_size=self.validation_fraction,
+                random_state=random.randint(2**31 - 1),
+                stratify=self._strata(codes),
+            )  # fmt: skip
+            validation = X_val, self._encoded(codes_val), w_val
+        network.train(
+            X, self._encoded(codes), w,
+            epochs=epochs,
+            batch_size=_batch_size(len(w)) if self.batch_size == "auto" else min(self.batch_size, len(w)),
+            validation=validation,
+            patience=self.n_iter_no_change,
+            verbose=bool(self.verbose),
+        )  # fmt: skip
+        self._network = network
+        self.history_ = network.history
+        self.loss_curve_ = network.history["loss"]
+        self.n_iter_ = len(self.loss_curve_)
+        return self
+
+    def _new_network(self, dtype, random):
+        from kopt.training.network import Blueprint, Network
+
+        optimizer = self._optimizer_to_build()
+        facts = {name: getattr(self, name) for name in self._facts}
+        build = self._model_to_build(**facts)
+        blueprint = Blueprint(build, self.n_features_in_, dtype, self.strategy, type(self).__name__)
+        seeds = random.randint(2**31 - 1, size=2)
+        draft, units, initial = blueprint.draft(int(seeds[0]))
+        loss, target = self._fit_loss(draft, units, dtype)
+        return Network(blueprint, draft, initial, optimizer, loss, target, int(seeds[1]))
+
+    def _validated(self, X, y, begin):
+        dtype = [np.float64, np.float32] if begin else self._network.blueprint.dtype
+        return validate_data(
+            self, X, y, reset=begin, accept_sparse="csr", dtype=dtype, multi_output=True, **self._checks_of_y
+        )
+
+    def _weights(self, sample_weight, X, y):
+        w = _check_sample_weight(sample_weight, X, dtype=X.dtype)
+        if (w < 0).any():
+            raise ValueError(f"{type(self).__name__}: sample_weight must not be negative, got {w.min()}.")
+        return w
+
+    # ---- the fitted network --------------------------------------------------------------------------------------
+
+    def _outputs(self, X):
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False, accept_sparse="csr", dtype=self._network.blueprint.dtype)
+        return self._network(X)
+
+    @property
+    def model_(self):
+        """The trained network, a `keras.Model` with weights of its own."""
+        check_is_fitted(self)
+        return self._network.model()
+
+    def __sklearn_is_fitted__(self):
+        return hasattr(self, "_network")
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+
+def _batch_size(n_rows):
+    """A fiftieth of the rows, but 32 to 256 of them: small data get more steps, large data faster ones."""
+    return min(max(n_rows // 50, 32), 256, n_rows)
+
+
+def _optimizer_named(name, owner):
+    import keras
+
+    from kopt import optimizers
+
+    found = {
+        known.lower(): cls
+        for source in (keras.optimizers, optimizers)  # kopt's own come last, and win
+        for known, cls in vars(source).items()
+        if isinstance(cls, type) and issubclass(cls, keras.optimizers.Optimizer)
+    }
+    if name.lower() not in found:
+        names = ", ".join(cls.__name__ for cls in found.values())
+        raise ValueError(f"{owner}: optimizer must be one of {names}, got {name!r}.")
+    return found[name.lower()]
+
+
+@functools.cache
+def _default_config(kind):
+    return kind().get_config()
+
+
+def _copy(template):
+    import keras
+
+    copy = keras.models.clone_model(template)
+    copy.set_weights(template.get_weights())
+    return copy

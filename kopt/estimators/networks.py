@@ -1,0 +1,28 @@
+"""The network an estimator uses when it is given none."""
+
+
+def mlp(n_features_in_, n_outputs_, *, hidden_layer_sizes=(100,), activation="relu", dropout=0.0, drop_path=0.0):
+    """Returns a multilayer perceptron, with a plain (linear) last layer.
+
+    A hidden layer as wide as the one before it is residual: h + DropPath(activation(Dense(h))).
+
+    Args:
+        n_features_in_: columns of the rows.
+        n_outputs_: units of the last layer.
+        hidden_layer_sizes: units of the hidden layers.
+        activation: of the hidden layers: whatever `keras.activations.get` takes.
+        dropout: probability in [0, 1] with which a hidden unit is dropped.
+        drop_path: probability in [0, 1) with which a row skips a residual layer.
+    """
+    import keras
+
+    from kopt.layers import DropPath
+
+    h = inputs = keras.Input((n_features_in_,), dtype=keras.config.dtype_policy().compute_dtype)
+    for number, width in enumerate(hidden_layer_sizes):
+        branch = keras.layers.Dense(width, activation)(h)
+        if dropout:
+            branch = keras.layers.Dropout(dropout)(branch)
+        residual = number and width == h.shape[1]
+        h = keras.layers.add([h, DropPath(drop_path)(branch)]) if residual else branch
+    return keras.Model(inputs, keras.layers.Dense(n_outputs_)(h))

@@ -1,0 +1,1 @@
+"""Compiled training: epochs as single programs, shared by all networks of one structure."""

@@ -1,0 +1,115 @@
+"""Programs are compiled once for each structure, and the least used make room."""
+
+import functools
+import threading
+import types
+import warnings
+from collections import OrderedDict
+
+import keras
+import numpy as np
+
+from kopt.optimizers import Optimizer
+
+_OWN = {"_name", "_path", "_parent_path", "build", "quantize"}
+"""Attributes in which any two layers differ: names, and methods that Keras wraps for each instance."""
+
+
+class Cache:
+    """The `size` most recently used values by key, for any number of threads."""
+
+    def __init__(self, size):
+        self.size = size
+        self._values = OrderedDict()
+        self._lock = threading.Lock()
+
+    def find(self, key, make):
+        """Returns the value under `key`; where there is none, the one that `make` makes."""
+        with self._lock:
+            self._values[key] = value = self._values.pop(key) if key in self._values else make()
+            if len(self._values) > self.size:
+                self._values.popitem(last=False)
+            return value
+
+    def clear(self):
+        """Forgets everything."""
+        with self._lock:
+            self._values.clear()
+
+    def __len__(self):
+        return len(self._values)
+
+
+def structure_of_model(model):
+    """What of a model goes into a compiled program: everything but names, seeds and the values of its weights.
+
+    Two models of equal structure run each other's programs with weights of their own. Beyond the configurations,
+    plain values and functions that layers hold are compared, so that a lambda or an attribute set by hand counts.
+    """
+    layers = list(model._flatten_layers())
+    names = {layer.name: number for number, layer in enumerate(layers)}
+    try:
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of lambdas, that are not saved here
+            config = _frozen(model.get_config(), names)
+    except NotImplementedError:  # a subclassed model that cannot be told from another one
+        config = model
+    traits = tuple((type(layer), _frozen(_traits(layer), names)) for layer in layers)
+    return config, traits, _specs(model.variables)
+
+
+def inputs_of_optimizer(kind, config):
+    """The hyperparameters that an optimizer of this class keeps in variables: compiled programs read them anew."""
+    names = kind._input_names() if issubclass(kind, Optimizer) else set()
+    return {name: config[name] for name in {"learning_rate"} | names if isinstance(config.get(name), float)}
+
+
+def structure_of_optimizer(kind, config):
+    """What of an optimizer goes into a compiled program: all but the numbers that it keeps in variables.
+
+    Of these it matters whether they are zero: without momentum, for one, there is no velocity.
+    """
+    inputs = {name: "zero" if value == 0 else "number" for name, value in inputs_of_optimizer(kind, config).items()}
+    return kind, _frozen({name: value for name, value in (config | inputs).items() if name != "name"}, {})
+
+
+def structure_of_loss(loss):
+    """What of a loss goes into a compiled program: a Keras loss by its configuration, else the function it is."""
+    if isinstance(loss, keras.losses.Loss):
+        return type(loss), _frozen(loss.get_config(), {}), _frozen(_traits(loss), {})
+    return (loss.func, _frozen(loss.keywords, {})) if isinstance(loss, functools.partial) else loss
+
+
+def _specs(variables):
+    return tuple((tuple(v.shape), str(v.dtype), v.trainable) for v in variables)
+
+
+def _traits(layer):
+    plain = bool | int | float | str | types.FunctionType
+    skipped = _OWN | {"seed"} if _is_library(type(layer).__module__) else _OWN
+    return {k: v for k, v in vars(layer).items() if isinstance(v, plain) and k not in skipped}
+
+
+def _is_library(module):
+    return str(module).partition(".")[0] in ("keras", "kopt")
+
+
+def _frozen(value, names):
+    """A hashable copy of a configuration, with layers numbered instead of named and without the libraries' seeds."""
+    if isinstance(value, dict):
+        if _is_library(value.get("module")) and isinstance(value.get("config"), dict):
+            value = {**value, "config": {k: v for k, v in value["config"].items() if k != "seed"}}
+        if isinstance(value.get("name"), str):
+            value = {**value, "name": names.get(value["name"], value["name"])}
+        items = ((k, _frozen(v, names)) for k, v in value.items())
+        return tuple(sorted(items, key=lambda item: str(item[0])))
+    if isinstance(value, list | tuple):
+        if [type(x) for x in value] == [str, int, int]:  # where a tensor comes from: layer, call, output
+            return (names.get(value[0], value[0]), *value[1:])
+        return tuple(_frozen(x, names) for x in value)
+    if isinstance(value, np.ndarray):
+        return value.shape, value.dtype.str, value.tobytes()
+    try:
+        hash(value)
+    except TypeError:
+        return object()  # equal to nothing: better one program too many than a wrong one
+    return type(value), value

@@ -1,0 +1,54 @@
+"""Losses that give every sample its own value."""
+
+import functools
+import inspect
+
+import keras
+
+
+def resolve(loss, logits, owner):
+    """Returns the loss as a Keras loss or a function of targets and outputs.
+
+    Args:
+        loss: the name of a Keras loss, a `keras.losses.Loss`, or a function.
+        logits: whether the network's outputs are logits. Only a loss given by name is told.
+        owner: who asks, for the error.
+
+    Raises:
+        ValueError: Keras has no loss of this name.
+    """
+    if not isinstance(loss, str):
+        return loss
+    try:
+        found = keras.losses.get(loss)
+    except ValueError:
+        raise ValueError(f"{owner}: loss must be the name of a loss in keras.losses, got {loss!r}.") from None
+    is_class = isinstance(found, keras.losses.Loss)
+    if "from_logits" not in inspect.signature(type(found) if is_class else found).parameters:
+        return found
+    return type(found)(from_logits=logits) if is_class else functools.partial(found, from_logits=logits)
+
+
+def is_sparse(loss):
+    """Whether a loss takes the number of a class, not its indicator."""
+    sparse = keras.losses.sparse_categorical_crossentropy, keras.losses.SparseCategoricalCrossentropy
+    return getattr(loss, "func", loss) is sparse[0] or isinstance(loss, sparse[1])
+
+
+def takes_logits(model, loss):
+    """Whether a model's outputs are logits: as its loss says, else if its last layer has no softmax or sigmoid."""
+    if isinstance(loss, keras.losses.Loss) and "from_logits" in (config := loss.get_config()):
+        return config["from_logits"]
+    last = model
+    while isinstance(last, keras.Model):
+        last = last.layers[-1]
+    squashing = keras.activations.softmax, keras.activations.sigmoid
+    return not isinstance(last, keras.layers.Softmax) and getattr(last, "activation", None) not in squashing
+
+
+def values(loss, y, outputs):
+    """The loss of each sample, a vector: averaged over the axes beyond the first, as Keras does."""
+    each = loss.call(y, outputs) if isinstance(loss, keras.losses.Loss) else loss(y, outputs)
+    if not each.shape.rank:
+        raise ValueError(f"loss must give each sample a value of its own, and {loss!r} gives one for all.")
+    return keras.ops.mean(each, axis=tuple(range(1, each.shape.rank))) if each.shape.rank > 1 else each

@@ -1,0 +1,191 @@
+"""A network's training and prediction, compiled: an epoch is one program over rows that lie on the device."""
+
+import functools
+import threading
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kopt.distribute import strategy as distributed
+from kopt.training import losses
+
+BLOCK = 2**26
+"""Training rows of more bytes than this go to the device in blocks."""
+
+ROWS = 4096
+"""Rows predicted at a time."""
+
+
+def program(model, optimizer, loss, strategy, rows):
+    """Returns the program for these: of one device, or of several replicas.
+
+    Args:
+        model: a built `keras.Model`, made in the strategy's scope, as the optimizer.
+        optimizer: built for the model's trainable variables.
+        loss: as `kopt.training.losses.resolve` returns it.
+        strategy: as `kopt.distribute.strategy.resolve` returns it.
+        rows: the `tf.TensorSpec`s of rows, targets and weights.
+    """
+    kind = Program if distributed.replicas(strategy) == 1 else SharedProgram
+    return kind(model, optimizer, loss, strategy, rows)
+
+
+class Program:
+    """One structure's compiled functions, with a model and an optimizer whose values every fit replaces.
+
+    Training works in the variables of the model, under `lock`. Prediction takes weights as arguments, so that it
+    needs no lock, and any number of networks share it.
+    """
+
+    def __init__(self, model, optimizer, loss, strategy, rows):
+        self.model, self.optimizer, self.loss = model, optimizer, loss
+        self.strategy, self.rows = strategy, rows
+        self.lock = threading.RLock()
+        self.weights = weights(model)
+        self._unused = [v.numpy() for v in self.variables[len(self.weights) :]]
+        order, batch_size = tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.int32)
+        self.epoch = tf.function(self._epoch, [*rows, order, batch_size], autograph=False)
+
+    @functools.cached_property
+    def predict(self):
+        """The compiled outputs of rows and weights, in the rows' dtype."""
+        rows = self.rows[0]
+
+        def outputs(X, *weights):
+            with keras.StatelessScope(list(zip(self.weights, weights, strict=True))):
+                return tf.cast(self.model(X, training=False), rows.dtype)
+
+        weights = [tf.TensorSpec(w.shape, w.dtype) for w in self.weights]
+        with self.lock, distributed.scope(self.strategy):
+            return tf.function(outputs, [rows, *weights], autograph=False).get_concrete_function()
+
+    @property
+    def variables(self):
+        """All that training changes: weights, then what the optimizer keeps."""
+        return [v.value if isinstance(v, keras.Variable) else v for v in (*self.weights, *self.optimizer.variables)]
+
+    def load(self, state):
+        """Assigns arrays to the variables."""
+        for variable, array in zip(self.variables, state, strict=True):
+            variable.assign(array)
+
+    def state(self):
+        """Returns the variables as arrays."""
+        return [variable.numpy() for variable in self.variables]
+
+    def unused_optimizer(self, inputs):
+        """Returns what an optimizer with these inputs keeps before its first step, as arrays."""
+        kept = self.variables[len(self.weights) :]
+        with self.lock, distributed.scope(self.strategy):
+            for variable, array in zip(kept, self._unused, strict=True):
+                variable.assign(array)
+            for name, value in inputs.items():
+                setattr(self.optimizer, name, value)
+            return [variable.numpy() for variable in kept]
+
+    def epochs(self, X, y, w, batch_size):
+        """Returns a function that trains for an epoch in the order it is given, and returns the sum of w · loss.
+
+        Args:
+            X: rows, dense or sparse.
+            y: targets.
+            w: positive weights of the rows.
+            batch_size: rows in a step; the last one of an epoch takes what is left.
+        """
+        row = X.shape[1] * X.dtype.itemsize
+        if len(y) * row <= BLOCK:
+            rows = [tf.constant(a) for a in (dense(X), y, w)]
+            return lambda order: float(self.epoch(*rows, order, batch_size))
+        block = max(BLOCK // (row * batch_size), 1) * batch_size
+
+        def epoch(order):
+            total = 0.0
+            for start in range(0, len(order), block):
+                these = order[start : start + block]
+                rows = dense(X[these]), y[these], w[these]
+                total += float(self.epoch(*rows, np.arange(len(these), dtype="int32"), batch_size))
+            return total
+
+        return epoch
+
+    def evaluate(self, X, y, w):
+        """The weighted mean of the loss at the present weights, without penalties."""
+        weights = [tf.convert_to_tensor(v.value) for v in self.weights]
+        outputs = predictions(self.predict, X, weights)
+        return np.average(losses.values(self.loss, tf.constant(y), tf.constant(outputs)), weights=w)
+
+    def _epoch(self, X, y, w, order, batch_size):
+        def step(start, total):
+            batch = order[start : start + batch_size]
+            w_batch = tf.gather(w, batch)
+            weight = tf.reduce_sum(w_batch)
+            loss = self._step(tf.gather(X, batch), tf.gather(y, batch), w_batch, weight)
+            return start + batch_size, total + weight * loss
+
+        rows = tf.size(order)
+        nothing = tf.constant(0), tf.zeros([], w.dtype)
+        return tf.while_loop(lambda start, _: start < rows, step, nothing, parallel_iterations=1)[1]
+
+    def _step(self, X, y, w, weight, replicas=1):
+        """Updates the weights from these rows, and returns their part of the loss of a batch of this `weight`.
+
+        The parts of all replicas add up to the batch's loss, and so their gradients to its gradient.
+        """
+        with tf.GradientTape() as tape:
+            each = tf.cast(losses.values(self.loss, y, self.model(X, training=True)), w.dtype)
+            penalties = [tf.cast(p, w.dtype) / replicas for p in self.model.losses]
+            loss = tf.add_n([tf.reduce_sum(w * each) / weight, *penalties])
+            scaled = self.optimizer.scale_loss(loss)
+        variables = self.model.trainable_variables
+        self.optimizer.apply(tape.gradient(scaled, [v.value for v in variables]), variables)
+        return loss
+
+
+class SharedProgram(Program):
+    """The same over several replicas: a step is one program, and every replica gets its share of each batch."""
+
+    def __init__(self, model, optimizer, loss, strategy, rows):
+        super().__init__(model, optimizer, loss, strategy, rows)
+        self.step = tf.function(self._shared_step, self.rows, autograph=False)
+
+    def epochs(self, X, y, w, batch_size):
+        """As `Program.epochs`."""
+        replicas = distributed.replicas(self.strategy)
+
+        def epoch(order):
+            total = 0.0
+            for start in range(0, len(order), batch_size):
+                batch = order[start : start + batch_size]
+                w_batch = w[batch]
+                if len(batch) < replicas:  # a replica without rows looks at one of weight zero
+                    w_batch = np.pad(w_batch, (0, replicas - len(batch)))
+                    batch = np.resize(batch, replicas)
+                total += self.step(dense(X[batch]), y[batch], w_batch) * w_batch.sum()
+            return float(total)
+
+        return epoch
+
+    def _shared_step(self, X, y, w):
+        replicas, weight = distributed.replicas(self.strategy), tf.reduce_sum(w)
+
+        def step(X, y, w):
+            return self._step(X, y, w, weight, replicas)
+
+        return distributed.run_shared(self.strategy, step, (X, y, w))
+
+
+def weights(model):
+    """All of a model's variables, the trainable ones first."""
+    return [*model.trainable_variables, *model.non_trainable_variables]
+
+
+def predictions(predict, X, weights):
+    """The outputs of a compiled `predict` for any number of rows, dense or sparse, `ROWS` at a time."""
+    blocks = [predict(tf.constant(dense(X[i : i + ROWS])), *weights).numpy() for i in range(0, X.shape[0], ROWS)]
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+
+def dense(X):
+    """Rows as an array."""
+    return X.toarray() if hasattr(X, "toarray") else X

@@ -1,0 +1,117 @@
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kopt import KerasClassifier, KerasRegressor
+from kopt.distribute import strategy as distributed
+
+
+def data(n_rows, n_features=5):
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((n_rows, n_features))
+    return X, np.sin(X[:, :2]), rng.uniform(0.2, 3, n_rows)
+
+
+def test_resolve_knows_its_choices():
+    mirrored = distributed.resolve("mirrored")
+    assert distributed.replicas(mirrored) == 2
+    assert distributed.resolve("auto") is mirrored
+    assert distributed.resolve(None) is None
+    assert distributed.resolve(tf.distribute.get_strategy()) is None
+    one = tf.distribute.OneDeviceStrategy("CPU:1")
+    assert distributed.resolve(one) is one
+    assert distributed.replicas(one) == 1
+
+
+def test_like_strategies_are_one():
+    assert distributed.resolve(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])) is distributed.resolve("mirrored")
+
+
+def test_auto_is_plain_on_a_single_device(monkeypatch):
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: ["/device:CPU:0"] if kind == "CPU" else [])
+    assert distributed.resolve("auto") is None
+
+
+@pytest.mark.parametrize("strategy", ["mirored", 3, tf.distribute.MultiWorkerMirroredStrategy])
+def test_resolve_refuses(strategy):
+    with pytest.raises(ValueError, match=re.escape(f"Net: strategy must be {distributed.CHOICES}, got {strategy!r}.")):
+        distributed.resolve(strategy, "Net")
+
+
+def test_fit_inside_a_scope_is_refused():
+    X, y, _ = data(8)
+    with distributed.resolve("mirrored").scope(), pytest.raises(ValueError, match="outside of any strategy's scope"):
+        KerasRegressor(epochs=1).fit(X, y)
+
+
+def penalized(n_features_in_, n_outputs_):
+    import keras
+
+    dense = keras.layers.Dense(4, activation="tanh", kernel_regularizer=keras.regularizers.L2(0.1))
+    return keras.Sequential([keras.Input((n_features_in_,), dtype="float64"), dense, keras.layers.Dense(n_outputs_)])
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "batch_size"), [(64, 16), (61, 16), (49, 16), (5, 1)], ids=["even", "uneven", "last_of_one", "ones"]
+)
+@pytest.mark.parametrize("optimizer", ["kopt", "keras"])
+def test_two_replicas_equal_one(n_rows, batch_size, optimizer):
+    import keras
+
+    import kopt
+
+    X, y, w = data(n_rows)
+    kind = {"kopt": kopt.AdamW, "keras": keras.optimizers.Adam}[optimizer]
+    one, two = (
+        KerasRegressor(
+            penalized, optimizer=kind, optimizer__learning_rate=0.03, epochs=3, batch_size=batch_size, random_state=0,
+            strategy=strategy,
+        ).fit(X, y, w)
+        for strategy in (None, "mirrored")
+    )  # fmt: skip
+    np.testing.assert_allclose(two.predict(X), one.predict(X), atol=1e-6)
+    np.testing.assert_allclose(two.loss_curve_, one.loss_curve_, rtol=1e-6)
+    assert np.ptp(one.loss_curve_) > 0.01
+
+
+def test_clipping_sees_the_whole_gradient():
+    X, y, w = data(61)
+    one, two = (
+        KerasRegressor(optimizer="SGD", optimizer__global_clipnorm=0.01, optimizer__learning_rate=1.0, epochs=2,
+                       batch_size=16, random_state=0, strategy=strategy).fit(X, y, w)
+        for strategy in (None, "mirrored")
+    )  # fmt: skip
+    np.testing.assert_allclose(two.predict(X), one.predict(X), atol=1e-6)
+
+
+def test_batch_normalization_survives_a_replica_without_rows():
+    def build(n_features_in_, n_outputs_):
+        import keras
+
+        norm = keras.layers.BatchNormalization()
+        return keras.Sequential([keras.Input((n_features_in_,)), norm, keras.layers.Dense(n_outputs_)])
+
+    X, y, _ = data(17)
+    net = KerasRegressor(build, epochs=2, batch_size=16, random_state=0, strategy="mirrored").fit(X, y)
+    assert np.isfinite(net.predict(X)).all()
+
+
+def test_one_device_strategy_places_the_weights():
+    X, y, _ = data(20)
+    place = tf.distribute.OneDeviceStrategy("CPU:1")
+    plain, placed = (
+        KerasRegressor(epochs=2, random_state=0, strategy=strategy).fit(X, y) for strategy in (None, place)
+    )
+    np.testing.assert_allclose(plain.predict(X), placed.predict(X), rtol=1e-12)
+    assert {v.value.device[-5:] for v in placed._network._program().weights} == {"CPU:1"}
+
+
+def test_early_stopping_over_two_replicas():
+    X, y, _ = data(60)
+    net = KerasClassifier(epochs=30, early_stopping=True, n_iter_no_change=2, random_state=0, strategy="mirrored",
+                          optimizer__learning_rate=0.3)  # fmt: skip
+    net.fit(X, y[:, 0] > 0)
+    assert net.n_iter_ < 30
+    assert net.score(X, y[:, 0] > 0) > 0.8

@@ -1,0 +1,132 @@
+"""Arguments of optimizers: checked at once, shown and set by name, fixed where the compiled step needs it."""
+
+import inspect
+
+import keras
+import numpy as np
+import pytest
+from sklearn.base import clone
+
+import kopt
+from kopt import _backend, optimizers
+from kopt.optimizers.base import Common
+
+CLASSES = [getattr(optimizers, name) for name in optimizers.__all__ if name not in ("Optimizer", "Slot")]
+
+
+def built(optimizer):
+    optimizer.build([keras.Variable(np.ones((2, 2), "float32"), name="w")])
+    return optimizer
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: kopt.AdamW(beta_2=1.2), ValueError, "AdamW: beta_2 must be a number in [0, 1), got 1.2."),
+        (lambda: kopt.Adam("0.1"), TypeError, "Adam: learning_rate must be a number in [0, inf), got '0.1'."),
+        (lambda: kopt.Adam(-1), ValueError, "Adam: learning_rate must be a number in [0, inf), got -1."),
+        (lambda: kopt.SGD(momentum=True), TypeError, "SGD: momentum must be a number in [0, 1], got True."),
+        (lambda: kopt.SGD(nesterov=1), ValueError, "SGD: nesterov must be one of True, False, got 1."),
+        (lambda: kopt.Lion(beta_1=None), TypeError, "Lion: beta_1 must be a number in [0, 1), got None."),
+        (lambda: kopt.Ftrl(learning_rate_power=0.5), ValueError,
+         "Ftrl: learning_rate_power must be a number in (-inf, 0], got 0.5."),
+        (lambda: kopt.Adagrad(initial_accumulator_value=-1), ValueError,
+         "Adagrad: initial_accumulator_value must be a number in [0, inf), got -1."),
+        (lambda: kopt.Adam(no_decay="("), ValueError, "Adam: no_decay must hold regular expressions, got '('"),
+        (lambda: kopt.Adam(beta1=0.9), TypeError, "Adam takes no argument 'beta1', but learning_rate, beta_1, "),
+        (lambda: kopt.Adam().set_params(beta1=0.9), ValueError, "Adam has no parameter 'beta1'. It takes "),
+    ],
+)  # fmt: skip
+def test_a_wrong_argument_is_refused(make, error, message):
+    with pytest.raises(error) as refusal:
+        make()
+    assert str(refusal.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "changes"),
+    [
+        (kopt.SGD(0.1), {"momentum": 0.9}),  # which needs a slot
+        (kopt.SGD(0.1, momentum=0.9), {"nesterov": True}),
+        (kopt.SGD(0.1), {"weight_decay": 0.1}),  # for which nothing was compiled
+        (kopt.Adam(), {"clipnorm": 1.0}),
+        (kopt.Adagrad(), {"initial_accumulator_value": 1.0}),
+    ],
+)
+def test_what_shapes_the_step_is_fixed_once_built(optimizer, changes):
+    optimizer = built(clone(optimizer))
+    before = optimizer.get_params()
+    with pytest.raises(ValueError, match=r"was .* when the optimizer was built, .* Make a new one"):
+        optimizer.set_params(**changes)
+    assert optimizer.get_params() == before
+    clone(optimizer).set_params(**changes)  # which is not built
+
+
+def test_numbers_of_any_kind_are_taken_and_kept_exactly():
+    optimizer = built(kopt.Adam(1, beta_1=np.float32(0.5), epsilon=0))
+    assert optimizer.get_params()["learning_rate"] == 1.0
+    assert (optimizer.beta_1, optimizer.beta_2, optimizer.epsilon) == (0.5, 0.999, 0.0)
+    assert all(type(value) is float for value in (optimizer.beta_1, optimizer.epsilon))
+
+
+def test_the_variables_value_counts_once_something_else_was_assigned():
+    optimizer = built(kopt.Adam(0.25))
+    optimizer.learning_rate.assign(0.5)  # what a callback may do
+    assert optimizer.get_params()["learning_rate"] == 0.5
+    optimizer.learning_rate = 0.125
+    assert optimizer.get_config()["learning_rate"] == 0.125
+
+
+def test_repr_shows_what_is_not_default():
+    assert repr(kopt.AdamW()) == "AdamW()"
+    changed = kopt.AdamW(0.1, no_decay="bias", beta_1=0.8)
+    assert repr(changed) == "AdamW(learning_rate=0.1, beta_1=0.8, no_decay=('bias',))"
+
+
+def test_keras_way_to_exclude_weights_from_decay_is_saved():
+    variables = [keras.Variable(np.ones(2), name=name) for name in ("kernel", "bias")]
+    optimizer = kopt.AdamW()
+    optimizer.exclude_from_weight_decay(var_list=variables[:1], var_names=["^scale"])
+    assert clone(optimizer).no_decay == ("^kernel$", "^scale")
+    optimizer.build(variables)
+    assert [kept.decays for kept in optimizer._kept] == [False, True]
+    with pytest.raises(ValueError, match="no_decay was"):
+        optimizer.exclude_from_weight_decay(var_names=["bias"])
+
+
+def test_a_rule_that_returns_other_slots_than_it_declared_is_refused():
+    class Forgetful(kopt.Adam):
+        def direction(self, g, w, t, h, *, m, v):
+            return g, dict(m=m)
+
+    optimizer = built(Forgetful())
+    with pytest.raises(ValueError, match=r"^Forgetful: direction must return the slots \['m', 'v'\], got \['m'\]\.$"):
+        optimizer.apply([np.ones((2, 2), "float32")])
+
+
+def test_schedules_count_optimizer_steps_while_gradients_accumulate():
+    stop = keras.optimizers.schedules.PiecewiseConstantDecay([0], [1.0, 0.0])  # one step, then none
+    optimizer = built(kopt.SGD(stop, gradient_accumulation_steps=2))
+    (variable,) = optimizer._trainable_variables
+    for _ in range(4):
+        optimizer.apply([np.ones((2, 2), "float32")])
+    np.testing.assert_array_equal(variable.numpy(), np.zeros((2, 2)))
+
+
+def test_slots_and_hyperparameters_are_named_after_their_weights():
+    names = [v.path for v in built(kopt.Adam(name="opt")).variables]
+    assert names[:2] == ["opt/iteration", "opt/learning_rate"]
+    assert names[2:] == ["opt/beta_1", "opt/beta_2", "opt/epsilon", "opt/w_m", "opt/w_v"]
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_the_signature_is_keras_own(cls):
+    """Names and order as in Keras's class of the same name, where it has one."""
+    theirs = getattr(keras.optimizers, {"LAMB": "Lamb", "AMSGrad": "Adam"}.get(cls.__name__, cls.__name__))
+    own = [name for name in inspect.signature(theirs).parameters if name not in {*_backend.OPTIMIZER_OPTIONS, "kwargs"}]
+    ours = [name for name in cls._signature() if name not in {*_backend.OPTIMIZER_OPTIONS, "no_decay"}]
+    assert [name for name in own if name != "amsgrad"] == [name for name in ours if name != "momentum_decay"]
+
+
+def test_the_typed_options_are_keras_options():
+    assert set(Common.__annotations__) == {*_backend.OPTIMIZER_OPTIONS, "no_decay"}
