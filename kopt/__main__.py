@@ -1,7 +1,6 @@
 """`python -m kopt`: tunes a scikit-learn pipeline with a Keras network on real data, and says what came of it."""
 
 import argparse
-import contextlib
 import os
 import sys
 import time
@@ -43,7 +42,10 @@ def _parser():
         "--trials", type=int, default=8, metavar="N", help="candidates to try; a grid is tried whole (default: 8)"
     )
     parser.add_argument(
-        "--strategy", choices=("none", "auto", "mirrored"), default="none", help="devices to train on (default: none, one)"
+        "--strategy",
+        choices=("none", "auto", "mirrored"),
+        default="none",
+        help="how to use several devices (default: not at all)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is random (default: 0)")
     parser.add_argument(
@@ -76,10 +78,10 @@ class _Data:
 
 def _digits():
     from sklearn.datasets import load_digits
-    from sklearn.preprocessing import StandardScaler
+    from sklearn.preprocessing import MinMaxScaler
 
     X, y = load_digits(return_X_y=True)
-    return _Data("digits", X.astype("float32"), y, True, StandardScaler())
+    return _Data("digits", X.astype("float32"), y, True, MinMaxScaler())
 
 
 def _table(file, target):
@@ -98,6 +100,7 @@ def _table(file, target):
         raise _Refusal(f"--target must be a column of {file}, got {target!r}; it has {', '.join(map(str, table))}.")
     table = table.dropna(subset=[target])
     y, X = table[target], table.drop(columns=target)
+    X = X.astype({name: object for name in X.select_dtypes(exclude="number")})
     numeric = pd.api.types.is_numeric_dtype(y) and not pd.api.types.is_bool_dtype(y)
     distinct = y.nunique()
     whole = numeric and (y == y.round()).all()
@@ -124,9 +127,11 @@ def _preparation(X):
     from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
     one_hot = OneHotEncoder(handle_unknown="infrequent_if_exist", max_categories=20, sparse_output=False)
+    numbers = make_pipeline(SimpleImputer(strategy="median"), StandardScaler())
+    categories = make_pipeline(SimpleImputer(strategy="most_frequent"), one_hot)
     return make_column_transformer(
-        (make_pipeline(SimpleImputer(strategy="median"), StandardScaler()), make_column_selector(dtype_include="number")),
-        (make_pipeline(SimpleImputer(strategy="most_frequent"), one_hot), make_column_selector(dtype_exclude="number")),
+        (numbers, make_column_selector(dtype_include="number")),
+        (categories, make_column_selector(dtype_exclude="number")),
     )
 
 
@@ -136,24 +141,17 @@ def _preparation(X):
 def _start_tensorflow():
     """Imports TensorFlow without its start-up notes, which its own log level does not silence."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with _silent_stderr():
+    sys.stderr.flush()
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
         import tensorflow as tf
 
         tf.config.list_logical_devices()
-
-
-@contextlib.contextmanager
-def _silent_stderr():
-    sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
     finally:
-        os.dup2(kept, 2)
+        os.dup2(stderr, 2)
         os.close(nowhere)
-        os.close(kept)
+        os.close(stderr)
 
 
 def _run(data, asked):
@@ -165,117 +163,129 @@ def _run(data, asked):
     X, X_held_out, y, y_held_out = train_test_split(
         data.X, data.y, test_size=0.2, stratify=data.y if data.classes else None, random_state=asked.seed
     )
-    console.print(
-        f"kopt on {data.name}: {len(X)} rows to learn from, {len(X_held_out)} held out; {asked.method} search"
-    )
+    console.print(f"{data.name}: {len(X)} rows to learn from, {len(X_held_out)} held out; {asked.method} search")
     search = _search(data, asked)
     began = time.perf_counter()
     search.fit(X, y)
     seconds = time.perf_counter() - began
-    baseline = _baseline(data, X, y, seconds, asked.seed, console)
+    rival = _DefaultKeras(data, seconds, asked.seed)
+    with console.status("training a default Keras Adam network for the same time"):
+        rival.fit(X, y)
     joblib.dump(search.best_estimator_, asked.output)
 
-    console.print(_candidates(search))
-    metric = "accuracy" if data.classes else "R²"
-    console.print(f"{metric} on the rows held out, after {seconds:.0f} s of training each:")
-    console.print(f"  the chosen pipeline          {search.score(X_held_out, y_held_out):.4f}")
-    console.print(f"  a default Keras Adam network {baseline(X_held_out, y_held_out):.4f}")
+    console.print(_candidates(search, "accuracy" if data.classes else "R²"))
+    console.print(f"On the rows held out, after {seconds:.0f} s each:")
+    console.print(f"  {search.score(X_held_out, y_held_out):.4f}  the chosen pipeline")
+    console.print(f"  {rival.score(X_held_out, y_held_out):.4f}  a default Keras Adam network")
     console.print(f"The fitted pipeline is saved: joblib.load({str(asked.output.resolve())!r})", soft_wrap=True)
 
 
 def _search(data, asked):
     from scipy.stats import loguniform, uniform
+    from sklearn.compose import TransformedTargetRegressor
     from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import StandardScaler
 
     import kopt
 
-    network = kopt.KerasClassifier if data.classes else kopt.KerasRegressor
-    pipeline = Pipeline(
-        [
-            ("prepare", data.prepare),
-            (
-                "network",
-                network(
-                    optimizer=kopt.AdamW(),
-                    epochs=30,
-                    strategy=None if asked.strategy == "none" else asked.strategy,
-                    random_state=asked.seed,
-                ),
-            ),
-        ]
-    )
+    kind = kopt.KerasClassifier if data.classes else kopt.KerasRegressor
+    strategy = None if asked.strategy == "none" else asked.strategy
+    network = kind(optimizer=kopt.AdamW(), epochs=30, strategy=strategy, random_state=asked.seed)
     space = {
-        "network__optimizer__learning_rate": loguniform(3e-4, 3e-2),
-        "network__optimizer__weight_decay": loguniform(1e-3, 1.0),
-        "network__model__drop_path": uniform(0.05, 0.35),
-        "network__model__hidden_layer_sizes": [(64, 64), (128, 128)],
+        "model__hidden_layer_sizes": [(64, 64), (128, 128)],
+        "model__drop_path": uniform(0.05, 0.35),
+        "optimizer__learning_rate": loguniform(1e-3, 3e-2),
+        "optimizer__weight_decay": loguniform(1e-3, 1.0),
     }
     if asked.method == "grid":
         space |= {
-            "network__optimizer__learning_rate": [1e-3, 3e-3, 1e-2],
-            "network__optimizer__weight_decay": [1e-2],
-            "network__model__drop_path": [0.1, 0.3],
+            "model__drop_path": [0.1, 0.3],
+            "optimizer__learning_rate": [1e-3, 1e-2],
+            "optimizer__weight_decay": [0.05],
         }
+    route = "network__"
+    if not data.classes:
+        network = TransformedTargetRegressor(network, transformer=StandardScaler())
+        route += "regressor__"
     return kopt.TunerSearchCV(
-        pipeline, space, method=asked.method, n_iter=asked.trials, cv=FOLDS, random_state=asked.seed, verbose=1
+        Pipeline([("prepare", data.prepare), ("network", network)]),
+        {route + name: values for name, values in space.items()},
+        method=asked.method,
+        n_iter=asked.trials,
+        cv=FOLDS,
+        random_state=asked.seed,
+        verbose=1,
     )
 
 
-def _baseline(data, X, y, seconds, seed, console):
-    """Trains a network as Keras's own quick start has it, for as long; returns its scoring function."""
-    import keras
-    import numpy as np
-    from sklearn.base import clone
-
-    prepare = clone(data.prepare).fit(X)
-    keras.utils.set_random_seed(seed)
-    width = np.shape(prepare.transform(X[:1]))[1]
-    labels, codes = np.unique(y, return_inverse=True) if data.classes else (None, np.asarray(y, "float32"))
-    center, scale = (0.0, 1.0) if data.classes else (codes.mean(), codes.std())
-    head = keras.layers.Dense(len(labels), "softmax") if data.classes else keras.layers.Dense(1)
-    model = keras.Sequential([keras.Input((width,)), keras.layers.Dense(100, "relu"), head])
-    model.compile("adam", "sparse_categorical_crossentropy" if data.classes else "mse")
-    began = time.perf_counter()
-    stop = keras.callbacks.LambdaCallback(
-        on_epoch_end=lambda epoch, logs: setattr(model, "stop_training", time.perf_counter() - began > seconds)
-    )
-    with console.status("training a default Keras Adam network for the same time"):
-        model.fit(
-            np.asarray(prepare.transform(X), "float32"), (codes - center) / scale, epochs=10**6, verbose=0, callbacks=[stop]
-        )
-
-    def score(X, y):
-        from sklearn.metrics import accuracy_score, r2_score
-
-        outputs = model.predict(np.asarray(prepare.transform(X), "float32"), verbose=0)
-        if data.classes:
-            return accuracy_score(y, labels[outputs.argmax(1)])
-        return r2_score(y, outputs[:, 0] * scale + center)
-
-    return score
-
-
-def _candidates(search):
-    """The table of all candidates, the chosen one marked."""
+def _candidates(search, metric):
+    """The table of all candidates, the best first."""
     from rich.table import Table
 
     results = search.cv_results_
     names = list(results["params"][0])
-    table = Table(title=f"{len(results['params'])} candidates, mean of {FOLDS} folds", title_justify="left")
-    for heading in ("", *(name.split("__", 2)[-1] for name in names), "score", "seconds"):
-        table.add_column(heading, justify="left" if heading == "" else "right")
-    for row, params in enumerate(results["params"]):
-        values = [f"{value:.2g}" if isinstance(value, float) else str(value) for value in params.values()]
-        score = f"{results['mean_test_score'][row]:.4f} ± {results['std_test_score'][row]:.4f}"
+    table = Table(title=f"{len(results['params'])} candidates, {FOLDS} folds each", title_justify="left")
+    table.add_column("", no_wrap=True)
+    table.add_column(metric, no_wrap=True)
+    for name in names:
+        table.add_column(name.rpartition("__")[2].replace("_", " "), justify="right", overflow="fold")
+    table.add_column("s", justify="right", no_wrap=True)
+    for row in sorted(range(len(results["params"])), key=lambda row: results["rank_test_score"][row]):
         chosen = row == search.best_index_
         table.add_row(
             "chosen" if chosen else "",
-            *values,
-            score,
+            f"{results['mean_test_score'][row]:.4f} ±{results['std_test_score'][row]:.3f}",
+            *(_shown(results["params"][row][name]) for name in names),
             f"{FOLDS * results['mean_fit_time'][row]:.1f}",
             style="bold" if chosen else None,
         )
     return table
+
+
+def _shown(value):
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return f"{value:.2g}" if isinstance(value, float) else str(value)
+
+
+class _DefaultKeras:
+    """A network as Keras's introductions have it: a hidden layer, Adam as it comes, batches of 32, no search."""
+
+    def __init__(self, data, seconds, seed):
+        self.data, self.seconds, self.seed = data, seconds, seed
+
+    def fit(self, X, y):
+        """Trains until the time is up."""
+        import keras
+        import numpy as np
+        from sklearn.base import clone
+        from sklearn.preprocessing import LabelEncoder, StandardScaler
+
+        self.prepare = clone(self.data.prepare).fit(X)
+        self.encode = LabelEncoder() if self.data.classes else StandardScaler()
+        codes = self.encode.fit_transform(self._column(y))
+        rows = self.prepare.transform(X)
+        keras.utils.set_random_seed(self.seed)
+        last = keras.layers.Dense(len(self.encode.classes_), "softmax") if self.data.classes else keras.layers.Dense(1)
+        self.model = keras.Sequential([keras.Input(rows.shape[1:]), keras.layers.Dense(100, "relu"), last])
+        self.model.compile("adam", "sparse_categorical_crossentropy" if self.data.classes else "mse")
+        end = time.perf_counter() + self.seconds
+        stop = keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda epoch, logs: setattr(self.model, "stop_training", time.perf_counter() > end)
+        )
+        self.model.fit(np.asarray(rows, "float32"), codes, epochs=10**6, verbose=0, callbacks=[stop])
+
+    def score(self, X, y):
+        """Accuracy or R², as scikit-learn's estimators have it."""
+        from sklearn.metrics import accuracy_score, r2_score
+
+        outputs = self.model.predict(self.prepare.transform(X).astype("float32"), verbose=0)
+        if self.data.classes:
+            return accuracy_score(y, self.encode.inverse_transform(outputs.argmax(1)))
+        return r2_score(y, self.encode.inverse_transform(outputs))
+
+    def _column(self, y):
+        return y if self.data.classes else y.to_numpy("float32").reshape(-1, 1)
 
 
 if __name__ == "__main__":

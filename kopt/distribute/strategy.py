@@ -4,6 +4,8 @@ import contextlib
 
 import tensorflow as tf
 
+from kopt.optimizers import Optimizer
+
 CHOICES = "None, 'auto', 'mirrored' or a MirroredStrategy or OneDeviceStrategy of tf.distribute"
 
 _kept = {}  # one strategy object for each kind and set of devices: a second one could not share its variables
@@ -40,6 +42,18 @@ def resolve(strategy, owner="kopt"):
 def replicas(strategy):
     """The number of devices that compute each step."""
     return 1 if strategy is None else strategy.num_replicas_in_sync
+
+
+def check_optimizer(strategy, optimizer, owner):
+    """Refuses what Keras's optimizers do to each replica's gradients before these are summed."""
+    if replicas(strategy) == 1 or isinstance(optimizer, Optimizer):
+        return
+    for option in ("clipnorm", "clipvalue", "global_clipnorm", "gradient_accumulation_steps"):
+        if getattr(optimizer, option) is not None:
+            raise ValueError(
+                f"{owner}: {option} over several replicas must see the summed gradient, and Keras's "
+                f"{type(optimizer).__name__} shows it a part. Use an optimizer of kopt."
+            )
 
 
 def scope(strategy):

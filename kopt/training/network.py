@@ -194,6 +194,7 @@ class Network:
         model, strategy = self.blueprint.model(), self.blueprint.placed
         with distributed.scope(strategy):
             optimizer = kind.from_config(dict(config))
+            distributed.check_optimizer(strategy, optimizer, self.blueprint.owner)
             optimizer.build(model.trainable_variables)
         return program(model, optimizer, self.loss, strategy, self._rows())
 

@@ -1,5 +1,6 @@
 import re
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -47,8 +48,6 @@ def test_fit_inside_a_scope_is_refused():
 
 
 def penalized(n_features_in_, n_outputs_):
-    import keras
-
     dense = keras.layers.Dense(4, activation="tanh", kernel_regularizer=keras.regularizers.L2(0.1))
     return keras.Sequential([keras.Input((n_features_in_,), dtype="float64"), dense, keras.layers.Dense(n_outputs_)])
 
@@ -58,8 +57,6 @@ def penalized(n_features_in_, n_outputs_):
 )
 @pytest.mark.parametrize("optimizer", ["kopt", "keras"])
 def test_two_replicas_equal_one(n_rows, batch_size, optimizer):
-    import keras
-
     import kopt
 
     X, y, w = data(n_rows)
@@ -86,10 +83,17 @@ def test_clipping_sees_the_whole_gradient():
     np.testing.assert_allclose(two.predict(X), one.predict(X), atol=1e-6)
 
 
+def test_keras_optimizers_that_clip_before_the_sum_are_refused():
+    X, y, _ = data(16)
+    with pytest.raises(
+        ValueError, match=r"KerasRegressor: clipnorm over several replicas .* Use an optimizer of kopt\."
+    ):
+        KerasRegressor(optimizer=keras.optimizers.SGD(clipnorm=1.0), strategy="mirrored").fit(X, y)
+    KerasRegressor(optimizer=keras.optimizers.SGD(clipnorm=1.0), epochs=1).fit(X, y)
+
+
 def test_batch_normalization_survives_a_replica_without_rows():
     def build(n_features_in_, n_outputs_):
-        import keras
-
         norm = keras.layers.BatchNormalization()
         return keras.Sequential([keras.Input((n_features_in_,)), norm, keras.layers.Dense(n_outputs_)])
 

@@ -208,7 +208,7 @@ def test_all_fits_failing_raises(method):
     ],
 )
 def test_wrong_arguments_are_refused_before_any_fit(arguments, error, message, monkeypatch):
-    monkeypatch.setattr(DecisionTreeClassifier, "fit", lambda *args, **kwargs: pytest.fail("fitted"))
+    monkeypatch.setattr("sklearn.model_selection._search._fit_and_score", lambda *args, **kwargs: pytest.fail("fitted"))
     with pytest.raises(error, match=f"^TunerSearchCV: .*{message}"):
         TunerSearchCV(TREE, **{"param_distributions": GRID, "method": "random"} | arguments).fit(X, y)
 
