@@ -165,9 +165,7 @@ class KerasClassifier(ClassifierMixin, KerasEstimator):
         check_classification_targets(y)
         kind = type_of_target(y)
         if kind == "multiclass-multioutput":
-            raise ValueError(
-                "KerasClassifier: y must be one label a row, or 0s and 1s for several, got several labels."
-            )
+            raise ValueError("KerasClassifier: y must hold one label a row, or 0s and 1s for several, got several.")
         multilabel = kind.startswith("multilabel")
         y = np.asarray(y) if multilabel else column_or_1d(y, warn=True)
         if begin:
