@@ -5,18 +5,24 @@ import inspect
 
 import keras
 
-PRIVATE = (
-    "_all_reduce_sum_gradients",
-    "_apply_weight_decay",
-    "_backend_apply_gradients",
-    "_backend_update_step",
-    "_get_current_learning_rate",
-    "_get_variable_index",
-    "_learning_rate",
-    "_overwrite_variable_with_gradient",
-    "_untrack_variable",
-)
-"""Private attributes of a Keras optimizer that kopt reads, calls or overrides (the first on TensorFlow only)."""
+PRIVATE = {
+    keras.Model: ("_flatten_layers",),
+    keras.optimizers.Optimizer: (
+        "_all_reduce_sum_gradients",  # on TensorFlow only
+        "_apply_weight_decay",
+        "_backend_apply_gradients",
+        "_backend_update_step",
+        "_check_super_called",
+        "_distribution_strategy",  # on TensorFlow only
+        "_get_current_learning_rate",
+        "_get_variable_index",
+        "_learning_rate",
+        "_overwrite_variable_with_gradient",
+        "_trainable_variables",
+        "_untrack_variable",
+    ),
+}
+"""Private attributes of Keras's objects that kopt reads, calls or overrides."""
 
 
 def outside_the_trace():
@@ -29,6 +35,16 @@ def outside_the_trace():
     import tensorflow as tf
 
     return tf.init_scope()
+
+
+def is_mirrored(optimizer):
+    """Whether an optimizer was made in the scope of a strategy that keeps a copy of each variable on every device."""
+    strategy = getattr(optimizer, "_distribution_strategy", None)
+    if strategy is None:
+        return False
+    import tensorflow as tf
+
+    return isinstance(strategy, tf.distribute.MirroredStrategy | tf.distribute.MultiWorkerMirroredStrategy)
 
 
 def dense(x):

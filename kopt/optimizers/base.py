@@ -9,7 +9,7 @@ import keras
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from kopt._backend import dense, outside_the_trace
+from kopt._backend import dense, is_mirrored, outside_the_trace
 from kopt.optimizers.hyperparameters import Hyperparameters
 
 
@@ -18,11 +18,11 @@ class Slot(NamedTuple):
 
     Attributes:
         shape: its shape, usually the weight's.
-        initial: the number that fills it at the start, or `"weight"` for a copy of the weight.
+        initial: the number that fills it at the start.
     """
 
     shape: tuple[int, ...]
-    initial: float | str = 0.0
+    initial: float = 0.0
 
 
 class CommonButDecay(TypedDict, total=False):
@@ -132,9 +132,18 @@ class Optimizer(Hyperparameters, keras.optimizers.Optimizer):
 
         Args:
             variables: the trainable `keras.Variable`s, each with a fully known shape.
+
+        Raises:
+            ValueError: an option cannot be had under the strategy in whose scope the optimizer was made.
         """
         if self.built:
             return
+        for name in ("gradient_accumulation_steps", "ema_overwrite_frequency"):
+            if getattr(self, name) and is_mirrored(self):
+                raise ValueError(
+                    f"{type(self).__name__}: {name} must be None under a mirrored strategy, whose replicas cannot "
+                    f"decide alone whether to step, got {getattr(self, name)}."
+                )
         with outside_the_trace():
             super().build(variables)
             dtypes = [keras.backend.standardize_dtype(v.dtype) for v in variables]
@@ -164,7 +173,7 @@ class Optimizer(Hyperparameters, keras.optimizers.Optimizer):
             slot = slot if isinstance(slot, Slot) else Slot(slot)
 
             def initial(shape, dtype, value=slot.initial):
-                return ops.cast(variable, dtype) if value == "weight" else ops.full(shape, value, dtype)
+                return ops.full(shape, value, dtype)
 
             if slot.shape == tuple(variable.shape) and wide == dtype:  # laid out over devices as the weight is
                 slots[name] = self.add_variable_from_reference(variable, name, initial)

@@ -57,8 +57,11 @@ class Hyperparameters:
 
     @classmethod
     @functools.cache
-    def _input_names(cls):
-        """The hyperparameters that a rule finds in `h`, besides the learning rate. `initial_…` only fill slots."""
+    def input_names(cls):
+        """Returns the names of the hyperparameters that are inputs of the compiled step, besides the learning rate.
+
+        They are the floats of the signature, but for those called `initial_…`, which only fill slots.
+        """
         options = {*_backend.OPTIMIZER_OPTIONS, "learning_rate"}
         floats = {name for name, default in cls._signature().items() if isinstance(default, float)}
         return {name for name in floats - options if not name.startswith("initial_")} | {"weight_decay"}
@@ -80,7 +83,7 @@ class Hyperparameters:
             value = self._checked(name, value)
             super().__setattr__(name, value)
             self._given[name] = value
-        elif name in self._input_names():
+        elif name in self.input_names():
             self._check_super_called()
             self._set_input(name, self._checked(name, value))
         else:

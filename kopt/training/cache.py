@@ -59,7 +59,7 @@ def structure_of_model(model):
 
 def inputs_of_optimizer(kind, config):
     """The hyperparameters that an optimizer of this class keeps in variables: compiled programs read them anew."""
-    names = kind._input_names() if issubclass(kind, Optimizer) else set()
+    names = kind.input_names() if issubclass(kind, Optimizer) else set()
     return {name: config[name] for name in {"learning_rate"} | names if isinstance(config.get(name), float)}
 
 

@@ -10,6 +10,7 @@ from sklearn.base import clone
 import kopt
 from kopt import _backend, optimizers
 from kopt.optimizers.base import Common
+from kopt.testing import backends
 
 CLASSES = [getattr(optimizers, name) for name in optimizers.__all__ if name not in ("Optimizer", "Slot")]
 
@@ -111,6 +112,16 @@ def test_schedules_count_optimizer_steps_while_gradients_accumulate():
     for _ in range(4):
         optimizer.apply([np.ones((2, 2), "float32")])
     np.testing.assert_array_equal(variable.numpy(), np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize("option", ["gradient_accumulation_steps", "ema_overwrite_frequency"])
+def test_what_a_mirrored_strategy_cannot_do_is_refused(option):
+    if not backends.two_devices():
+        pytest.skip("there are no two logical devices")
+    with backends.mirrored(backends.two_devices()).scope():
+        optimizer = kopt.Adam(**{option: 2}, use_ema=True)
+        with pytest.raises(ValueError, match=rf"^Adam: {option} must be None under a mirrored strategy, .* got 2\.$"):
+            built(optimizer)
 
 
 def test_slots_and_hyperparameters_are_named_after_their_weights():

@@ -57,8 +57,7 @@ CASES = {  # file: (kopt class, its arguments, the reference)
     "adadelta_changed": (
         "Adadelta",
         dict(learning_rate=0.5, rho=0.8, epsilon=0.01, weight_decay=0.05),
-        "optax.chain(optax.scale_by_adadelta(0.8, eps=0.01), optax.add_decayed_weights(0.05), "
-        "optax.scale(-0.5))",
+        "optax.chain(optax.scale_by_adadelta(0.8, eps=0.01), optax.add_decayed_weights(0.05), optax.scale(-0.5))",
     ),
     "rmsprop": ("RMSprop", dict(learning_rate=0.01), "optax.rmsprop(0.01, decay=0.9, eps=1e-7)"),
     "rmsprop_momentum": (
