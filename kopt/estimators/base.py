@@ -259,6 +259,8 @@ def _optimizer_named(name, owner):
         for known, cls in vars(source).items()
         if isinstance(cls, type) and issubclass(cls, keras.optimizers.Optimizer)
     }
+    for no_rule in ("optimizer", "lossscaleoptimizer", "multioptimizer"):  # bases, and what needs another optimizer
+        found.pop(no_rule, None)
     if name.lower() not in found:
         names = ", ".join(cls.__name__ for cls in found.values())
         raise ValueError(f"{owner}: optimizer must be one of {names}, got {name!r}.")
