@@ -39,7 +39,7 @@ def _parser():
     parser.add_argument("--target", metavar="COLUMN", help="the column of FILE to predict")
     parser.add_argument("--method", choices=METHODS, default="bayesian", help="how to search (default: %(default)s)")
     parser.add_argument(
-        "--trials", type=int, default=8, metavar="N", help="candidates to try; a grid is tried whole (default: 8)"
+        "--trials", type=int, default=6, metavar="N", help="candidates to try; a grid is tried whole (default: 6)"
     )
     parser.add_argument(
         "--strategy",
@@ -190,7 +190,7 @@ def _search(data, asked):
 
     kind = kopt.KerasClassifier if data.classes else kopt.KerasRegressor
     strategy = None if asked.strategy == "none" else asked.strategy
-    network = kind(optimizer=kopt.AdamW(), epochs=30, strategy=strategy, random_state=asked.seed)
+    network = kind(optimizer=kopt.AdamW(), epochs=40, batch_size=64, strategy=strategy, random_state=asked.seed)
     space = {
         "model__hidden_layer_sizes": [(64, 64), (128, 128)],
         "model__drop_path": uniform(0.05, 0.35),
