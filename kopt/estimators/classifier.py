@@ -79,7 +79,7 @@ class KerasClassifier(ClassifierMixin, KerasEstimator):
         loss=None,
         class_weight=None,
         epochs=100,
-        batch_size="auto",
+        batch_size: int | str = "auto",
         early_stopping=False,
         validation_fraction=0.1,
         n_iter_no_change=10,

@@ -5,7 +5,7 @@ from typing import Unpack
 from keras import ops
 
 from kopt.math import debias, ema
-from kopt.optimizers.base import Common, CommonButDecay, Optimizer
+from kopt.optimizers.base import Common, CommonButDecay, Optimizer, Scheduled
 
 
 class Adam(Optimizer):
@@ -31,7 +31,15 @@ class Adam(Optimizer):
 
     elementwise = True
 
-    def __init__(self, learning_rate=1e-3, *, beta_1=0.9, beta_2=0.999, epsilon=1e-8, **common: Unpack[Common]):
+    def __init__(
+        self,
+        learning_rate: Scheduled = 1e-3,
+        *,
+        beta_1: Scheduled = 0.9,
+        beta_2: Scheduled = 0.999,
+        epsilon: Scheduled = 1e-8,
+        **common: Unpack[Common],
+    ):
         super().__init__(learning_rate, **common)
         self.beta_1, self.beta_2, self.epsilon = beta_1, beta_2, epsilon
 
@@ -65,12 +73,12 @@ class AdamW(Adam):
 
     def __init__(
         self,
-        learning_rate=1e-3,
+        learning_rate: Scheduled = 1e-3,
         *,
-        beta_1=0.9,
-        beta_2=0.999,
-        epsilon=1e-8,
-        weight_decay=4e-3,
+        beta_1: Scheduled = 0.9,
+        beta_2: Scheduled = 0.999,
+        epsilon: Scheduled = 1e-8,
+        weight_decay: Scheduled | None = 4e-3,
         **common: Unpack[CommonButDecay],
     ):
         super().__init__(
@@ -160,12 +168,12 @@ class Nadam(Adam):
 
     def __init__(
         self,
-        learning_rate=1e-3,
+        learning_rate: Scheduled = 1e-3,
         *,
-        beta_1=0.9,
-        beta_2=0.999,
-        epsilon=1e-8,
-        momentum_decay=4e-3,
+        beta_1: Scheduled = 0.9,
+        beta_2: Scheduled = 0.999,
+        epsilon: Scheduled = 1e-8,
+        momentum_decay: Scheduled = 4e-3,
         **common: Unpack[Common],
     ):
         super().__init__(learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, **common)

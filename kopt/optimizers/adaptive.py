@@ -5,7 +5,7 @@ from typing import Unpack
 from keras import ops
 
 from kopt.math import ema
-from kopt.optimizers.base import Common, Optimizer, Slot
+from kopt.optimizers.base import Common, Optimizer, Scheduled, Slot
 
 
 class Adagrad(Optimizer):
@@ -31,7 +31,14 @@ class Adagrad(Optimizer):
     elementwise = True
     ranges = {"initial_accumulator_value": "[0, inf)"}
 
-    def __init__(self, learning_rate=1e-3, *, initial_accumulator_value=0.1, epsilon=1e-7, **common: Unpack[Common]):
+    def __init__(
+        self,
+        learning_rate: Scheduled = 1e-3,
+        *,
+        initial_accumulator_value: float = 0.1,
+        epsilon: Scheduled = 1e-7,
+        **common: Unpack[Common],
+    ):
         super().__init__(learning_rate, **common)
         self.initial_accumulator_value, self.epsilon = initial_accumulator_value, epsilon
 
@@ -64,7 +71,14 @@ class Adadelta(Optimizer):
 
     elementwise = True
 
-    def __init__(self, learning_rate=1e-3, *, rho=0.95, epsilon=1e-7, **common: Unpack[Common]):
+    def __init__(
+        self,
+        learning_rate: Scheduled = 1e-3,
+        *,
+        rho: Scheduled = 0.95,
+        epsilon: Scheduled = 1e-7,
+        **common: Unpack[Common],
+    ):
         super().__init__(learning_rate, **common)
         self.rho, self.epsilon = rho, epsilon
 
@@ -105,11 +119,11 @@ class RMSprop(Optimizer):
 
     def __init__(
         self,
-        learning_rate=1e-3,
+        learning_rate: Scheduled = 1e-3,
         *,
-        rho=0.9,
-        momentum=0.0,
-        epsilon=1e-7,
+        rho: Scheduled = 0.9,
+        momentum: Scheduled = 0.0,
+        epsilon: Scheduled = 1e-7,
         centered=False,
         **common: Unpack[Common],
     ):

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 from types import SimpleNamespace
-from typing import Any, ClassVar, NamedTuple, TypedDict, Unpack
+from typing import Any, ClassVar, NamedTuple, TypeAlias, TypedDict, Unpack
 
 import keras
 from keras import ops
@@ -11,6 +11,9 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from kopt._backend import dense, is_mirrored, outside_the_trace
 from kopt.optimizers.hyperparameters import Hyperparameters
+
+Scheduled: TypeAlias = float | LearningRateSchedule
+"""What a float of a signature may be given: a number, or a schedule that is asked for one at each step."""
 
 
 class Slot(NamedTuple):
@@ -43,7 +46,7 @@ class CommonButDecay(TypedDict, total=False):
 class Common(CommonButDecay, total=False):
     """What every optimizer takes: the options of `keras.optimizers.Optimizer`, and `no_decay`."""
 
-    weight_decay: float | LearningRateSchedule | None
+    weight_decay: Scheduled | None
 
 
 class _Kept(NamedTuple):
@@ -75,8 +78,8 @@ class Optimizer(Hyperparameters, keras.optimizers.Optimizer):
 
     Args:
         learning_rate: a number in [0, inf), a schedule, or a callable without arguments.
-        no_decay: a regular expression or several; a weight whose `path` one of them matches is not decayed.
-        **common: `weight_decay` (decoupled, multiplied by the learning rate), `clipnorm`, `clipvalue`,
+        **common: `weight_decay`, decoupled and multiplied by the learning rate; `no_decay`, a regular expression or
+            several: a weight whose `path` one of them matches is not decayed; `clipnorm`, `clipvalue`,
             `global_clipnorm`, `use_ema`, `ema_momentum`, `ema_overwrite_frequency`, `loss_scale_factor`,
             `gradient_accumulation_steps` and `name` as in `keras.optimizers.Optimizer`.
 
@@ -88,7 +91,7 @@ class Optimizer(Hyperparameters, keras.optimizers.Optimizer):
     elementwise: ClassVar[bool] = False
     """Whether each entry of the direction depends on that same entry of `g`, `w` and the slots alone."""
 
-    def __init__(self, learning_rate=1e-3, **common: Unpack[Common]):
+    def __init__(self, learning_rate: Scheduled = 1e-3, **common: Unpack[Common]):
         self.__dict__.update(_given={}, _inputs=None)
         if unknown := common.keys() - Common.__annotations__.keys():
             known = ", ".join(self._signature())

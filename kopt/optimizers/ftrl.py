@@ -4,7 +4,7 @@ from typing import Unpack
 
 from keras import ops
 
-from kopt.optimizers.base import Common, Optimizer, Slot
+from kopt.optimizers.base import Common, Optimizer, Scheduled, Slot
 
 
 class Ftrl(Optimizer):
@@ -44,14 +44,14 @@ class Ftrl(Optimizer):
 
     def __init__(
         self,
-        learning_rate=1e-3,
+        learning_rate: Scheduled = 1e-3,
         *,
-        learning_rate_power=-0.5,
-        initial_accumulator_value=0.1,
-        l1_regularization_strength=0.0,
-        l2_regularization_strength=0.0,
-        l2_shrinkage_regularization_strength=0.0,
-        beta=0.0,
+        learning_rate_power: Scheduled = -0.5,
+        initial_accumulator_value: float = 0.1,
+        l1_regularization_strength: Scheduled = 0.0,
+        l2_regularization_strength: Scheduled = 0.0,
+        l2_shrinkage_regularization_strength: Scheduled = 0.0,
+        beta: Scheduled = 0.0,
         **common: Unpack[Common],
     ):
         super().__init__(learning_rate, **common)

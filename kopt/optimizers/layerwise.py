@@ -4,7 +4,7 @@ from typing import Unpack
 
 from kopt.math import trust_ratio
 from kopt.optimizers.adam import AdamW
-from kopt.optimizers.base import CommonButDecay
+from kopt.optimizers.base import CommonButDecay, Scheduled
 
 
 class LAMB(AdamW):
@@ -31,12 +31,12 @@ class LAMB(AdamW):
 
     def __init__(
         self,
-        learning_rate=1e-3,
+        learning_rate: Scheduled = 1e-3,
         *,
-        beta_1=0.9,
-        beta_2=0.999,
-        epsilon=1e-6,
-        weight_decay=1e-2,
+        beta_1: Scheduled = 0.9,
+        beta_2: Scheduled = 0.999,
+        epsilon: Scheduled = 1e-6,
+        weight_decay: Scheduled | None = 1e-2,
         **common: Unpack[CommonButDecay],
     ):
         super().__init__(

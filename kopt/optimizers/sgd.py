@@ -2,7 +2,7 @@
 
 from typing import Unpack
 
-from kopt.optimizers.base import Common, Optimizer
+from kopt.optimizers.base import Common, Optimizer, Scheduled
 
 
 class SGD(Optimizer):
@@ -29,7 +29,9 @@ class SGD(Optimizer):
 
     elementwise = True
 
-    def __init__(self, learning_rate=0.01, *, momentum=0.0, nesterov=False, **common: Unpack[Common]):
+    def __init__(
+        self, learning_rate: Scheduled = 0.01, *, momentum: Scheduled = 0.0, nesterov=False, **common: Unpack[Common]
+    ):
         super().__init__(learning_rate, **common)
         self.momentum, self.nesterov = momentum, nesterov
 

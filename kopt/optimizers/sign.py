@@ -5,7 +5,7 @@ from typing import Unpack
 from keras import ops
 
 from kopt.math import ema
-from kopt.optimizers.base import CommonButDecay, Optimizer
+from kopt.optimizers.base import CommonButDecay, Optimizer, Scheduled
 
 
 class Lion(Optimizer):
@@ -31,7 +31,13 @@ class Lion(Optimizer):
     elementwise = True
 
     def __init__(
-        self, learning_rate=1e-4, *, beta_1=0.9, beta_2=0.99, weight_decay=1e-2, **common: Unpack[CommonButDecay]
+        self,
+        learning_rate: Scheduled = 1e-4,
+        *,
+        beta_1: Scheduled = 0.9,
+        beta_2: Scheduled = 0.99,
+        weight_decay: Scheduled | None = 1e-2,
+        **common: Unpack[CommonButDecay],
     ):
         super().__init__(learning_rate, weight_decay=weight_decay, **common)
         self.beta_1, self.beta_2 = beta_1, beta_2

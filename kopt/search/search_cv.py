@@ -3,7 +3,7 @@
 import contextlib
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from numbers import Integral
 
@@ -69,12 +69,12 @@ class TunerSearchCV(BaseSearchCV):
         n_iter=10,
         scoring=None,
         n_jobs=None,
-        refit=True,
+        refit: bool | str | Callable = True,
         cv=None,
         verbose=0,
-        pre_dispatch="2*n_jobs",
+        pre_dispatch: int | str = "2*n_jobs",
         random_state=None,
-        error_score=np.nan,
+        error_score: float | str = np.nan,
         return_train_score=False,
     ):
         super().__init__(

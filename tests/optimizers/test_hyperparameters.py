@@ -48,6 +48,7 @@ def test_a_wrong_argument_is_refused(make, error, message):
     ("optimizer", "changes"),
     [
         (kopt.SGD(0.1), {"momentum": 0.9}),  # which needs a slot
+        (kopt.SGD(0.1, momentum=0.9), {"momentum": 0.0}),
         (kopt.SGD(0.1, momentum=0.9), {"nesterov": True}),
         (kopt.SGD(0.1), {"weight_decay": 0.1}),  # for which nothing was compiled
         (kopt.Adam(), {"clipnorm": 1.0}),
