@@ -36,8 +36,18 @@ def build(n_features_in_, n_outputs_, units=16):
     return keras.Sequential([keras.Input((n_features_in_,)), dense(units, "relu"), dense(n_outputs_)])
 
 
+class Builder:
+    """A callable whose repr, which names the tests, is the same in every process."""
+
+    def __call__(self, n_features_in_, n_outputs_):
+        return build(n_features_in_, n_outputs_)
+
+    def __repr__(self):
+        return "Builder()"
+
+
 @pytest.mark.slow
-@parametrize_with_checks([KerasClassifier(), KerasRegressor(), KerasClassifier(build), KerasRegressor(build)])
+@parametrize_with_checks([KerasClassifier(), KerasRegressor(), KerasClassifier(Builder()), KerasRegressor(Builder())])
 def test_sklearn_checks(estimator, check):
     check(estimator)
 
