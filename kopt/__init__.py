@@ -7,6 +7,8 @@ imports neither TensorFlow nor Keras nor scikit-learn.
 import lazy_loader
 import wrapt
 
+from kopt._checks import needs_tensorflow
+
 __version__ = "0.1.0"
 
 _load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
@@ -14,16 +16,8 @@ _load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 def __getattr__(name):
     """Loads a public name; where Keras misses TensorFlow, says which extras bring it."""
-    try:
+    with needs_tensorflow(f"kopt.{name}"):
         return _load(name)
-    except ModuleNotFoundError as error:
-        if error.name != "tensorflow":
-            raise
-        raise ModuleNotFoundError(
-            f"kopt: {name} needs TensorFlow, which is not installed. Install one of kopt[tensorflow], "
-            "kopt[tensorflow-cpu], kopt[gpu] or kopt[tpu], or set KERAS_BACKEND=jax.",
-            name=error.name,
-        ) from error
 
 
 @wrapt.when_imported("keras")

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kopt._checks import needs_tensorflow
+
 METHODS = ("bayesian", "random", "grid")
 FOLDS = 3
 
@@ -20,11 +22,15 @@ def main(arguments=None):
             raise _Refusal("--csv and --target go together: a file, and the name of its column to predict.")
         if asked.trials < 1:
             raise _Refusal(f"--trials must be 1 or more, got {asked.trials}.")
+        if not 0 <= asked.seed < 2**32:
+            raise _Refusal(f"--seed must be in [0, 2**32), got {asked.seed}.")
+        if not os.access(asked.output.parent, os.W_OK) or asked.output.is_dir():
+            raise _Refusal(f"--output must be a file in a folder that can be written, got {asked.output}.")
         data = _digits() if asked.csv is None else _table(asked.csv, asked.target)
-    except _Refusal as refusal:
+        _start_tensorflow()
+    except (_Refusal, ModuleNotFoundError) as refusal:
         print(f"kopt: {refusal}", file=sys.stderr)
         return 2
-    _start_tensorflow()
     _run(data, asked)
     return 0
 
@@ -145,8 +151,8 @@ def _start_tensorflow():
     stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
-        import keras
-
+        with needs_tensorflow("python -m kopt"):
+            import keras
         keras.ops.zeros(1)
     finally:
         os.dup2(stderr, 2)

@@ -1,5 +1,6 @@
-"""Argument checks in the house style: one sentence with class, argument, rule and value."""
+"""What a user got wrong, in the house style: one sentence with class, argument, rule and value, and the fix."""
 
+import contextlib
 import math
 from numbers import Integral, Real
 from typing import Any
@@ -40,3 +41,18 @@ def check_choice(owner, choices, **given: Any) -> Any:
         listed = ", ".join(map(repr, choices))
         raise ValueError(f"{who}: {name} must be one of {listed}, got {value!r}.")
     return value
+
+
+@contextlib.contextmanager
+def needs_tensorflow(owner):
+    """Around an import: where it fails for want of TensorFlow, says which extras bring it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name != "tensorflow":
+            raise
+        raise ModuleNotFoundError(
+            f"{owner} needs TensorFlow, which is not installed. Install one of kopt[tensorflow], kopt[tensorflow-cpu], "
+            "kopt[gpu] or kopt[tpu]; optimizers and layers also run with KERAS_BACKEND=jax.",
+            name=error.name,
+        ) from error

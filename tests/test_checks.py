@@ -5,7 +5,7 @@ from numbers import Integral
 import numpy as np
 import pytest
 
-from kopt._checks import check_choice, check_range
+from kopt._checks import check_choice, check_range, needs_tensorflow
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,13 @@ def test_a_choice_is_one_of_the_choices():
     assert check_choice("Who", ("a", "b"), what="b") == "b"
     with pytest.raises(ValueError, match=r"^Who: what must be one of True, False, got 1\.$"):
         check_choice("Who", (True, False), what=1)
+
+
+def test_without_tensorflow_the_extras_are_named():
+    with (
+        pytest.raises(ModuleNotFoundError, match=r"^Who needs TensorFlow, .* Install one of kopt\[tensorflow\], "),
+        needs_tensorflow("Who"),
+    ):
+        raise ModuleNotFoundError("No module named 'tensorflow'", name="tensorflow")
+    with pytest.raises(ModuleNotFoundError, match=r"^other$"), needs_tensorflow("Who"):
+        raise ModuleNotFoundError("other", name="other")

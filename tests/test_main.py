@@ -49,6 +49,9 @@ def table(tmp_path):
         ("--csv {few} --target kind", "--csv must have at least 4 rows for each value of 'kind', and .* has 2."),
         ("--csv {few} --target height", "--csv must have at least 40 rows, and .* has 6."),
         ("--csv {alone} --target kind", "--csv must have columns besides 'kind' to predict it from, and .* has none."),
+        ("--seed -1", r"--seed must be in \[0, 2\*\*32\), got -1."),
+        ("--output no/file", "--output must be a file in a folder that can be written, got no/file."),
+        ("--output {folder}", "--output must be a file in a folder that can be written, got "),
         ("--trials 0", "--trials must be 1 or more, got 0."),
     ],
 )

@@ -11,6 +11,7 @@ from sklearn.utils import _safe_indexing, check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from kopt._checks import needs_tensorflow
 from kopt.estimators.networks import mlp
 
 ROUTES = ("model__", "optimizer__")
@@ -163,6 +164,7 @@ class KerasEstimator(BaseEstimator):
 
     def _fit(self, X, y, sample_weight, *, begin, epochs, fresh, **targets):
         """Trains; `begin` learns what the data look like, `fresh` makes a new network and optimizer."""
+        _require_tensorflow(type(self).__name__)
         X, y = self._validated(X, y, begin)
         w = self._weights(sample_weight, X, y)
         if not w.any():
@@ -241,6 +243,13 @@ class KerasEstimator(BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
+
+
+def _require_tensorflow(owner):
+    with needs_tensorflow(owner):
+        import keras
+    if (backend := keras.backend.backend()) != "tensorflow":
+        raise RuntimeError(f"{owner}: KERAS_BACKEND must be 'tensorflow', on which it trains, got {backend!r}.")
 
 
 def _batch_size(n_rows):

@@ -164,3 +164,10 @@ def test_the_default_network_skips_over_equal_layers():
     kinds = [type(layer).__name__ for layer in net.model_.layers]
     assert (kinds.count("Add"), kinds.count("DropPath"), kinds.count("Dropout"), kinds.count("Dense")) == (1, 1, 3, 4)
     assert net.model_.layers[-1].activation is keras.activations.linear
+
+
+def test_another_backend_is_refused_before_anything_else(monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    message = r"^KerasRegressor: KERAS_BACKEND must be 'tensorflow', on which it trains, got 'jax'\.$"
+    with pytest.raises(RuntimeError, match=message):
+        kopt.KerasRegressor().fit([[0.0], [1.0]], [0.0, 1.0])
