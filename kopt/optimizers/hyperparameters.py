@@ -71,10 +71,10 @@ class Hyperparameters:
         return [name for name in self._given if name != "learning_rate" and isinstance(self._given[name], float)]
 
     def _checked(self, name, value):
-        """The value as it is kept: a float, a schedule, or None where there is no weight decay."""
-        if isinstance(value, LearningRateSchedule) or (value is None and name == "weight_decay"):
+        """The value as it is kept: a float, a schedule (not of what only fills slots), or None for no weight decay."""
+        if isinstance(value, LearningRateSchedule) and not name.startswith("initial_"):
             return value
-        if name == "learning_rate" and callable(value):
+        if (name == "learning_rate" and callable(value)) or (name == "weight_decay" and value is None):
             return value
         return float(check_range(self, (RANGES | self.ranges).get(name, "(-inf, inf)"), **{name: value}))
 

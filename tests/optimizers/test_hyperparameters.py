@@ -33,6 +33,8 @@ def built(optimizer):
          "Ftrl: learning_rate_power must be a number in (-inf, 0], got 0.5."),
         (lambda: kopt.Adagrad(initial_accumulator_value=-1), ValueError,
          "Adagrad: initial_accumulator_value must be a number in [0, inf), got -1."),
+        (lambda: kopt.Adagrad(initial_accumulator_value=keras.optimizers.schedules.ExponentialDecay(1.0, 1, 0.5)),
+         TypeError, "Adagrad: initial_accumulator_value must be a number in [0, inf), got <"),
         (lambda: kopt.Adam(no_decay="("), ValueError, "Adam: no_decay must hold regular expressions, got '('"),
         (lambda: kopt.Adam(beta1=0.9), TypeError, "Adam takes no argument 'beta1', but learning_rate, beta_1, "),
         (lambda: kopt.Adam().set_params(beta1=0.9), ValueError, "Adam has no parameter 'beta1'. It takes "),
