@@ -106,6 +106,8 @@ class KerasEstimator(BaseEstimator):
         if isinstance(given, str):
             given = _optimizer_named(given, type(self).__name__)
         kind = given if isinstance(given, type) else type(given)
+        if not hasattr(kind, "from_config"):
+            raise TypeError(f"{type(self).__name__}: optimizer must be a name, a class or an instance, got {given!r}.")
         config = _default_config(kind) if isinstance(given, type) else given.get_config()
         routed = self._routed("optimizer__")
         for name in routed.keys() - config.keys():
@@ -166,13 +168,17 @@ class KerasEstimator(BaseEstimator):
         """Trains; `begin` learns what the data look like, `fresh` makes a new network and optimizer."""
         _require_tensorflow(type(self).__name__)
         X, y = self._validated(X, y, begin)
-        w = self._weights(sample_weight, X, y)
-        if not w.any():
-            raise ValueError(f"{type(self).__name__}: sample_weight must not be zero for every row.")
-        X, y, w = (_safe_indexing(a, np.flatnonzero(w)) for a in (X, y, w)) if not w.all() else (X, y, w)
+        if begin:
+            self.__dict__.pop("_network", None)  # a fit that fails must not leave an older network with newer facts
+        w = self._weights(sample_weight, X)
+        X, y, w = self._present(w, X, y, w)
         codes = self._learn_targets(y, begin, **targets)
+        w = self._class_weighted(w, y)
+        X, codes, w = self._present(w, X, codes, w)
         random = check_random_state(self.random_state)
         network = self._new_network(X.dtype.name, random) if fresh else self._network
+        if not fresh:
+            network.set_optimizer(*self._optimizer_to_build())
         if fresh and not begin:
             network.start_from(self._network.weights)
             network.history = {name: list(values) for name, values in self._network.history.items()}
@@ -217,7 +223,16 @@ class KerasEstimator(BaseEstimator):
             self, X, y, reset=begin, accept_sparse="csr", dtype=dtype, multi_output=True, **self._checks_of_y
         )
 
-    def _weights(self, sample_weight, X, y):
+    def _present(self, w, *arrays):
+        """The arrays' rows whose weight is not zero."""
+        if not w.any():
+            raise ValueError(f"{type(self).__name__}: sample_weight must not be zero for every row.")
+        return arrays if w.all() else [_safe_indexing(a, np.flatnonzero(w)) for a in arrays]
+
+    def _class_weighted(self, w, y):
+        return w
+
+    def _weights(self, sample_weight, X):
         w = _check_sample_weight(sample_weight, X, dtype=X.dtype)
         if (w < 0).any():
             raise ValueError(f"{type(self).__name__}: sample_weight must not be negative, got {w.min()}.")
@@ -286,4 +301,7 @@ def _copy(template):
 
     copy = keras.models.clone_model(template)
     copy.set_weights(template.get_weights())
+    for layer in copy._flatten_layers():
+        if hasattr(layer, "finalize_state"):  # of a preprocessing layer: what it computes with, from its weights
+            layer.finalize_state()
     return copy

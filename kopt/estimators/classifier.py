@@ -155,8 +155,7 @@ class KerasClassifier(ClassifierMixin, KerasEstimator):
     def _multilabel(self):
         return self.target_type_.startswith("multilabel")
 
-    def _weights(self, sample_weight, X, y):
-        w = super()._weights(sample_weight, X, y)
+    def _class_weighted(self, w, y):
         if self.class_weight is None:
             return w
         return (w * compute_sample_weight(self.class_weight, y)).astype(w.dtype)
@@ -167,7 +166,8 @@ class KerasClassifier(ClassifierMixin, KerasEstimator):
         if kind == "multiclass-multioutput":
             raise ValueError("KerasClassifier: y must hold one label a row, or 0s and 1s for several, got several.")
         multilabel = kind.startswith("multilabel")
-        y = np.asarray(y) if multilabel else column_or_1d(y, warn=True)
+        dense = y.toarray() if hasattr(y, "toarray") else np.asarray(y)
+        y = dense if multilabel else column_or_1d(y, warn=True)
         if begin:
             self.classes_ = np.arange(y.shape[1]) if multilabel else np.unique(y if classes is None else classes)
             self.n_classes_ = len(self.classes_)

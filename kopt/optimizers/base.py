@@ -193,11 +193,11 @@ class Optimizer(Hyperparameters, keras.optimizers.Optimizer):
         )
 
     def _backend_apply_gradients(self, grads, trainable_variables):
-        """Sums gradients over replicas first, so that what clips and accumulates sees what one device would."""
+        """Sums gradients over replicas and rows first: what clips and accumulates sees them as one device has them."""
         if hasattr(super(), "_all_reduce_sum_gradients"):
             pairs = super()._all_reduce_sum_gradients(zip(grads, trainable_variables, strict=True))
             grads = [gradient for gradient, _ in pairs]
-        super()._backend_apply_gradients(grads, trainable_variables)
+        super()._backend_apply_gradients([dense(gradient) for gradient in grads], trainable_variables)
 
     def _all_reduce_sum_gradients(self, grads_and_vars):
         """Nothing is left to sum: see `_backend_apply_gradients`."""
@@ -219,7 +219,7 @@ class Optimizer(Hyperparameters, keras.optimizers.Optimizer):
         kept = self._kept[self._get_variable_index(variable)]
         h = SimpleNamespace(**{name: ops.cast(x, kept.dtype) for name, x in now.items()})
         h.weight_decay = h.weight_decay if kept.decays and "weight_decay" in now else None
-        g = ops.cast(dense(gradient), kept.dtype)
+        g = ops.cast(gradient, kept.dtype)
         w = ops.cast(dense(variable), kept.dtype)
         u, new = self.direction(g, w, h.t, h, **{name: dense(slot) for name, slot in kept.slots.items()})
         if new.keys() != kept.slots.keys():

@@ -80,7 +80,9 @@ class Hyperparameters:
 
     def __setattr__(self, name, value):
         if name == "learning_rate":
-            value = self._checked(name, value)
+            value, before = self._checked(name, value), self._given[name]
+            if callable(value) and self._inputs is not None and value != before:
+                raise ValueError(self._fixed(name, before, value))
             super().__setattr__(name, value)
             self._given[name] = value
         elif name in self.input_names():

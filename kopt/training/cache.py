@@ -8,10 +8,11 @@ from collections import OrderedDict
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from kopt.optimizers import Optimizer
 
-_OWN = {"_name", "_path", "_parent_path", "build", "quantize"}
+_OWN = {"_name", "_nodes", "_parent_path", "_path", "build", "output_names", "quantize"}
 """Attributes in which any two layers differ: names, and methods that Keras wraps for each instance."""
 
 
@@ -44,7 +45,7 @@ def structure_of_model(model):
     """What of a model goes into a compiled program: everything but names, seeds and the values of its weights.
 
     Two models of equal structure run each other's programs with weights of their own. Beyond the configurations,
-    plain values and functions that layers hold are compared, so that a lambda or an attribute set by hand counts.
+    all that layers hold besides weights and layers is compared, so that a lambda or an attribute set by hand counts.
     """
     layers = list(model._flatten_layers())
     names = {layer.name: number for number, layer in enumerate(layers)}
@@ -69,6 +70,7 @@ def structure_of_optimizer(kind, config):
     Of these it matters whether they are zero: without momentum, for one, there is no velocity.
     """
     inputs = {name: "zero" if value == 0 else "number" for name, value in inputs_of_optimizer(kind, config).items()}
+    inputs |= {"learning_rate": "number"} if "learning_rate" in inputs else {}
     return kind, _frozen({name: value for name, value in (config | inputs).items() if name != "name"}, {})
 
 
@@ -76,7 +78,9 @@ def structure_of_loss(loss):
     """What of a loss goes into a compiled program: a Keras loss by its configuration, else the function it is."""
     if isinstance(loss, keras.losses.Loss):
         return type(loss), _frozen(loss.get_config(), {}), _frozen(_traits(loss), {})
-    return (loss.func, _frozen(loss.keywords, {})) if isinstance(loss, functools.partial) else loss
+    if isinstance(loss, functools.partial):
+        return loss.func, _frozen(_trait(loss.args), {}), _frozen(_trait(loss.keywords), {})
+    return loss
 
 
 def _specs(variables):
@@ -84,9 +88,26 @@ def _specs(variables):
 
 
 def _traits(layer):
-    plain = bool | int | float | str | types.FunctionType
+    """What an object holds in attributes of its own: constants of its programs, which its config may not tell."""
     skipped = _OWN | {"seed"} if _is_library(type(layer).__module__) else _OWN
-    return {k: v for k, v in vars(layer).items() if isinstance(v, plain) and k not in skipped}
+    return {name: _trait(value) for name, value in vars(layer).items() if name not in skipped}
+
+
+def _trait(value):
+    """A value as programs see it: weights and layers count elsewhere, the library's objects by configuration."""
+    if isinstance(value, keras.Variable | keras.layers.Layer | keras.random.SeedGenerator):
+        return None
+    if isinstance(value, dict):
+        return {str(key): _trait(held) for key, held in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_trait(held) for held in value]
+    if isinstance(value, np.generic | tf.Tensor):
+        return np.asarray(value) if hasattr(value, "numpy") or isinstance(value, np.generic) else object()
+    if isinstance(value, bool | int | float | str | types.FunctionType | np.ndarray | type | None):
+        return value
+    if _is_library(type(value).__module__) or type(value).__module__.startswith("tensorflow."):
+        return [type(value), value.get_config() if hasattr(value, "get_config") else None]
+    return getattr(value, "__func__", value)
 
 
 def _is_library(module):

@@ -36,14 +36,15 @@ def is_sparse(loss):
 
 
 def takes_logits(model, loss):
-    """Whether a model's outputs are logits: as its loss says, else if its last layer has no softmax or sigmoid."""
+    """Whether a model's outputs are logits: as its loss says, else if no softmax or sigmoid makes them."""
     if isinstance(loss, keras.losses.Loss) and "from_logits" in (config := loss.get_config()):
         return config["from_logits"]
     last = model
     while isinstance(last, keras.Model):
-        last = last.layers[-1]
-    squashing = keras.activations.softmax, keras.activations.sigmoid
-    return not isinstance(last, keras.layers.Softmax) and getattr(last, "activation", None) not in squashing
+        outputs = getattr(last, "outputs", None)
+        last = outputs[0]._keras_history.operation if outputs else last.layers[-1]
+    names = {type(last).__name__.lower(), getattr(getattr(last, "activation", None), "__name__", "")}
+    return not names & {"softmax", "sigmoid"}
 
 
 def values(loss, y, outputs):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import random
+import re
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -156,8 +157,31 @@ class Network:
                     if waited == patience:
                         bar.update(number, finalize=True)
                         break
-            self._state = program.state() if best_state is None else best_state
+            if best_state is not None:
+                program.load(best_state)
+            if program.optimizer.use_ema:  # the averages become the weights, as at the end of Keras's fit
+                program.optimizer.finalize_variable_values(program.model.trainable_variables)
+            self._state = program.state()
         self._model = self._tensors = None
+
+    def set_optimizer(self, kind, config):
+        """Goes on with these numbers for hyperparameters; the optimizer's state stays.
+
+        Raises:
+            ValueError: more than numbers would change.
+        """
+        structures = [cache.structure_of_optimizer(*each) for each in (self.optimizer, (kind, config))]
+        if structures[0] != structures[1]:
+            raise ValueError(
+                f"{self.blueprint.owner}: partial_fit must go on with the optimizer it has, "
+                f"{self.optimizer[0].__name__}, of which only numbers may change that were not zero. Fit anew."
+            )
+        self.optimizer, program = (kind, config), self._program()
+        with program.lock, distributed.scope(program.strategy):
+            program.load(self._state)
+            for name, value in cache.inputs_of_optimizer(kind, config).items():
+                setattr(program.optimizer, name, value)
+            self._state = program.state()
 
     def __call__(self, X):
         """Returns the outputs for rows, dense or sparse, in their dtype."""
@@ -187,7 +211,9 @@ class Network:
             cache.structure_of_optimizer(*self.optimizer),
             cache.structure_of_loss(self.loss),
         )
-        return *structures, self.blueprint.placed, *self._rows()
+        spared = self.optimizer[1].get("no_decay", ())  # compiled by the weights' names, which structures leave out
+        decays = tuple(any(re.search(pattern, v.path) for pattern in spared) for v in draft.trainable_variables)
+        return *structures, decays, self.blueprint.placed, *self._rows()
 
     def _compile(self):
         kind, config = self.optimizer

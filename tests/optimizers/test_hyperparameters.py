@@ -52,6 +52,7 @@ def test_a_wrong_argument_is_refused(make, error, message):
         (kopt.SGD(0.1), {"momentum": 0.9}),  # which needs a slot
         (kopt.SGD(0.1, momentum=0.9), {"momentum": 0.0}),
         (kopt.SGD(0.1, momentum=0.9), {"nesterov": True}),
+        (kopt.SGD(0.1), {"learning_rate": keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.5)}),
         (kopt.SGD(0.1), {"weight_decay": 0.1}),  # for which nothing was compiled
         (kopt.Adam(), {"clipnorm": 1.0}),
         (kopt.Adagrad(), {"initial_accumulator_value": 1.0}),
@@ -125,6 +126,15 @@ def test_what_a_mirrored_strategy_cannot_do_is_refused(option):
         optimizer = kopt.Adam(**{option: 2}, use_ema=True)
         with pytest.raises(ValueError, match=rf"^Adam: {option} must be None under a mirrored strategy, .* got 2\.$"):
             built(optimizer)
+
+
+@pytest.mark.parametrize("clip", [{"clipnorm": 1.0}, {"global_clipnorm": 1.0}, {"clipvalue": 1.0}])
+def test_clipping_bounds_the_sum_of_a_sparse_gradients_rows(clip):
+    variable = keras.Variable(np.zeros((3, 1), "float32"))
+    optimizer = kopt.SGD(1.0, **clip)
+    rows = backends.sparse_rows(np.ones((100, 1), "float32"), np.zeros(100, "int32"), (3, 1))
+    optimizer.apply([rows], [variable])
+    np.testing.assert_allclose(variable.numpy(), [[-1], [0], [0]], rtol=1e-6)
 
 
 def test_slots_and_hyperparameters_are_named_after_their_weights():
