@@ -170,7 +170,7 @@ class Hyperparameters:
 
     def __sklearn_clone__(self):
         """Returns an optimizer with the same arguments and no state: what `sklearn.base.clone` gives."""
-        return type(self).from_config(self.get_config())
+        return type(self)(**self.get_params() | {"name": self.name})
 
     def __repr__(self):
         defaults = self._signature()

@@ -170,6 +170,8 @@ class Network:
         Raises:
             ValueError: more than numbers would change.
         """
+        if (kind, config) == self.optimizer:
+            return
         structures = [cache.structure_of_optimizer(*each) for each in (self.optimizer, (kind, config))]
         if structures[0] != structures[1]:
             raise ValueError(

@@ -82,6 +82,14 @@ def test_the_variables_value_counts_once_something_else_was_assigned():
     assert optimizer.get_config()["learning_rate"] == 0.125
 
 
+def test_a_clone_shares_what_cannot_be_written_down():
+    def rate():
+        return 0.125
+
+    assert clone(kopt.Adam(rate, name="named")).get_params()["learning_rate"] is rate
+    assert clone(kopt.Adam(name="named")).name == "named"
+
+
 def test_repr_shows_what_is_not_default():
     assert repr(kopt.AdamW()) == "AdamW()"
     changed = kopt.AdamW(0.1, no_decay="bias", beta_1=0.8)
