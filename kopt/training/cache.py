@@ -90,7 +90,8 @@ def _specs(variables):
 def _traits(layer):
     """What an object holds in attributes of its own: constants of its programs, which its config may not tell."""
     skipped = _OWN | {"seed"} if _is_library(type(layer).__module__) else _OWN
-    return {name: _trait(value) for name, value in vars(layer).items() if name not in skipped}
+    held = {name: value for name, value in vars(layer).items() if not name.startswith("_self_")}  # TensorFlow's own
+    return {name: _trait(value) for name, value in held.items() if name not in skipped}
 
 
 def _trait(value):
