@@ -81,9 +81,12 @@ class Hyperparameters:
     def __setattr__(self, name, value):
         if name == "learning_rate":
             value, before = self._checked(name, value), self._given[name]
-            if callable(value) and self._inputs is not None and value != before:
+            if self._inputs is not None and (callable(value) or callable(before)) and value != before:
                 raise ValueError(self._fixed(name, before, value))
-            super().__setattr__(name, value)
+            if callable(before) and not callable(value):  # Keras would assign to the schedule
+                self._learning_rate = self._scalar(name, value, keras.config.floatx())
+            else:
+                super().__setattr__(name, value)
             self._given[name] = value
         elif name in self.input_names():
             self._check_super_called()

@@ -82,6 +82,15 @@ def test_the_variables_value_counts_once_something_else_was_assigned():
     assert optimizer.get_config()["learning_rate"] == 0.125
 
 
+@pytest.mark.parametrize("given", [lambda: 0.5, keras.optimizers.schedules.ExponentialDecay(0.5, 1, 0.5)])
+def test_a_number_may_take_the_place_of_a_schedule_until_the_step_is_built(given):
+    optimizer = kopt.SGD(given).set_params(learning_rate=0.25)
+    built(optimizer).apply([np.ones((2, 2), "float32")])
+    np.testing.assert_array_equal(optimizer._trainable_variables[0].numpy(), np.full((2, 2), 0.75))
+    with pytest.raises(ValueError, match=r"learning_rate was .* when the optimizer was built"):
+        built(kopt.SGD(given)).learning_rate = 0.25
+
+
 def test_a_clone_shares_what_cannot_be_written_down():
     def rate():
         return 0.125
