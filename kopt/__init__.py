@@ -24,4 +24,5 @@ def __getattr__(name):
 def _make_known(keras):
     """Lets `keras.saving` find kopt's classes in a saved model, before any of them was used."""
     import kopt.layers
-    import kopt.optimizers  # noqa: F401
+    import kopt.optimizers
+    import kopt.schedules  # noqa: F401

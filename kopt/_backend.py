@@ -8,16 +8,18 @@ import keras
 PRIVATE = {
     keras.Model: ("_flatten_layers",),
     keras.optimizers.Optimizer: (
+        "_accumulated_gradients",  # where gradients accumulate
         "_all_reduce_sum_gradients",  # on TensorFlow only
-        "_apply_weight_decay",
         "_backend_apply_gradients",
-        "_backend_update_step",
         "_check_super_called",
-        "_distribution_strategy",  # on TensorFlow only
+        "_clip_gradients",
         "_get_current_learning_rate",
         "_get_variable_index",
+        "_iterations",
         "_learning_rate",
+        "_model_variables_moving_average",  # where use_ema is set
         "_overwrite_variable_with_gradient",
+        "_track_variable",
         "_trainable_variables",
         "_untrack_variable",
     ),
@@ -25,36 +27,98 @@ PRIVATE = {
 """Private attributes of Keras's objects that kopt reads, calls or overrides."""
 
 
+def on_tensorflow():
+    """Whether Keras computes with TensorFlow."""
+    return keras.backend.backend() == "tensorflow"
+
+
 def outside_the_trace():
     """A context in which variables are made and assigned at once, even while a function is being traced.
 
     Keras's `fit` on TensorFlow builds an optimizer inside its first trace, where assignments would be lost.
     """
-    if keras.backend.backend() != "tensorflow":
+    if not on_tensorflow():
         return contextlib.nullcontext()
     import tensorflow as tf
 
     return tf.init_scope()
 
 
-def is_mirrored(optimizer):
-    """Whether an optimizer was made in the scope of a strategy that keeps a copy of each variable on every device."""
-    strategy = getattr(optimizer, "_distribution_strategy", None)
-    if strategy is None:
-        return False
-    import tensorflow as tf
-
-    return isinstance(strategy, tf.distribute.MirroredStrategy | tf.distribute.MultiWorkerMirroredStrategy)
-
-
 def dense(x):
     """What a variable or a gradient holds now, as a dense tensor; a later assignment does not change it."""
     x = x.value if isinstance(x, keras.Variable) else x
-    if keras.backend.backend() != "tensorflow":
+    if not on_tensorflow():
         return x
     import tensorflow as tf
 
     return tf.convert_to_tensor(x)
+
+
+def assign(variable, value):
+    """Sets a variable; where replicas compute, this replica's copy alone, so that no replica waits for another."""
+    if not on_tensorflow():
+        variable.assign(value)
+        return
+    import tensorflow as tf
+
+    variable = variable.value if isinstance(variable, keras.Variable) else variable
+    if isinstance(variable, tf.distribute.DistributedValues) and not tf.distribute.in_cross_replica_context():
+        variable = variable._get()
+    variable.assign(value, read_value=False)
+
+
+def stack(tensors):
+    """Tensors of one shape and dtype along a new first axis; on TensorFlow one operation."""
+    if not on_tensorflow():
+        return keras.ops.stack(tensors)
+    import tensorflow as tf
+
+    return tf.raw_ops.Pack(values=tensors, axis=0)
+
+
+def unstack(array, number):
+    """The parts of an array along its first axis, of that length; on TensorFlow one operation."""
+    if not on_tensorflow():
+        return [array[i] for i in range(number)]
+    import tensorflow as tf
+
+    return tf.raw_ops.Unpack(value=array, num=number, axis=0)
+
+
+def fused(function):
+    """The same function, as one kernel where that is faster: inside a plain TensorFlow graph, compiled by XLA.
+
+    Run eagerly it would compile at each call, and XLA takes no part in a step of several replicas.
+    """
+    if not on_tensorflow():
+        return function
+    import tensorflow as tf
+
+    if tf.executing_eagerly() or tf.distribute.has_strategy():
+        return function
+    return tf.function(function, jit_compile=True, autograph=False)
+
+
+def normal(shape, seed, t, dtype):
+    """Standard normal numbers that depend on an integer seed and on the step alone: the same on every replica."""
+    return _random("normal", shape, seed, t, dtype)
+
+
+def uniform(shape, seed, t, dtype):
+    """Numbers in [0, 1) that depend on an integer seed and on the step alone: the same on every replica."""
+    return _random("uniform", shape, seed, t, dtype)
+
+
+def _random(distribution, shape, seed, t, dtype):
+    t = keras.ops.cast(t, "int32")
+    if on_tensorflow():
+        import tensorflow as tf
+
+        draw = getattr(tf.random, f"stateless_{distribution}")
+        return draw(shape, tf.stack([tf.constant(seed, "int32"), t]), dtype=dtype, alg="philox")  # XLA's own is another
+    import jax  # pyright: ignore[reportMissingImports]
+
+    return getattr(jax.random, distribution)(jax.random.fold_in(jax.random.key(seed), t), shape, dtype)
 
 
 OPTIMIZER_OPTIONS = {

@@ -1,5 +1,6 @@
 """What both estimators share: parameters and their routing, validation, and the course of a fit."""
 
+import difflib
 import functools
 import inspect
 from numbers import Integral, Real
@@ -108,11 +109,15 @@ class KerasEstimator(BaseEstimator):
         kind = given if isinstance(given, type) else type(given)
         if not hasattr(kind, "from_config"):
             raise TypeError(f"{type(self).__name__}: optimizer must be a name, a class or an instance, got {given!r}.")
-        config = _default_config(kind) if isinstance(given, type) else given.get_config()
+        config = dict(_default_config(kind) if isinstance(given, type) else given.get_config())
         routed = self._routed("optimizer__")
-        for name in routed.keys() - config.keys():
-            self._refuse("optimizer__", name, kind.__name__, [known for known in config if known != "name"])
-        return kind, config | routed
+        inside = given.get_params() if hasattr(given, "get_params") and not isinstance(given, type) else {}
+        for name in routed.keys() - config.keys() - inside.keys():
+            self._refuse("optimizer__", name, kind.__name__, [known for known in {**config, **inside} if known != "name"])
+        config |= {name: value for name, value in routed.items() if name in config}
+        if nested := {name: value for name, value in routed.items() if name not in config}:  # as in inner__beta_1
+            config = kind.from_config(dict(config)).set_params(**nested).get_config()
+        return kind, config
 
     def _model_to_build(self, **facts):
         """The function without arguments that makes the network, from what the data say."""
@@ -281,14 +286,20 @@ def _optimizer_named(name, owner):
         known.lower(): cls
         for source in (keras.optimizers, optimizers)  # kopt's own come last, and win
         for known, cls in vars(source).items()
-        if isinstance(cls, type) and issubclass(cls, keras.optimizers.Optimizer)
+        if isinstance(cls, type) and issubclass(cls, keras.optimizers.Optimizer) and _stands_alone(cls)
     }
-    for no_rule in ("optimizer", "lossscaleoptimizer", "multioptimizer"):  # bases, and what needs another optimizer
-        found.pop(no_rule, None)
     if name.lower() not in found:
-        names = ", ".join(cls.__name__ for cls in found.values())
-        raise ValueError(f"{owner}: optimizer must be one of {names}, got {name!r}.")
+        near = [found[known].__name__ for known in difflib.get_close_matches(name.lower(), found, n=1)]
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        names = ", ".join(sorted(cls.__name__ for cls in found.values()))
+        raise ValueError(f"{owner}: optimizer must be one of {names}, got {name!r}.{hint}")
     return found[name.lower()]
+
+
+def _stands_alone(optimizer):
+    """Whether a name is all that an optimizer's class needs: bases and what takes another optimizer need more."""
+    required = [p for p in inspect.signature(optimizer).parameters.values() if p.default is p.empty]
+    return optimizer.__name__ != "Optimizer" and all(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in required)
 
 
 @functools.cache

@@ -1,6 +1,48 @@
 """Pure pieces of update rules: each function is one line of a paper, on tensors, in `keras.ops` alone."""
 
-from kopt.math.averages import debias, ema
-from kopt.math.norms import norm, trust_ratio
+from kopt.math.averages import at_first, debias, ema
+from kopt.math.matrices import (
+    along,
+    as_matrix,
+    eigenvectors,
+    gram,
+    inverse_root,
+    join_blocks,
+    merge_axes,
+    newton_schulz,
+    refine_eigenvectors,
+    solve_along,
+    spectral_bound,
+    split_blocks,
+    spread,
+    tile,
+    transpose,
+)
+from kopt.math.norms import norm, rms, trust_ratio, within
+from kopt.math.ratios import ratio
 
-__all__ = ["debias", "ema", "norm", "trust_ratio"]
+__all__ = [
+    "along",
+    "as_matrix",
+    "at_first",
+    "debias",
+    "eigenvectors",
+    "ema",
+    "gram",
+    "inverse_root",
+    "join_blocks",
+    "merge_axes",
+    "newton_schulz",
+    "norm",
+    "ratio",
+    "refine_eigenvectors",
+    "rms",
+    "solve_along",
+    "spectral_bound",
+    "split_blocks",
+    "spread",
+    "tile",
+    "transpose",
+    "trust_ratio",
+    "within",
+]

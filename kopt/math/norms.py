@@ -1,11 +1,24 @@
-"""Lengths of tensors and ratios of them."""
+"""Lengths of weights and ratios of them.
+
+Each takes a stack, whose first axis counts weights, and returns one number for each weight, in the stack's rank.
+"""
 
 from keras import ops
 
 
-def norm(x):
-    """||x||, the Euclidean length of all entries"""
-    return ops.sqrt(ops.sum(ops.square(x)))
+def within(x):
+    """The axes along which a stack's weights lie: all but the first"""
+    return tuple(range(1, len(x.shape)))
+
+
+def norm(x, axes=None):
+    """||x||, the Euclidean length of all entries of each weight, or of those along some axes"""
+    return ops.sqrt(ops.sum(ops.square(x), axis=axes or within(x), keepdims=True))
+
+
+def rms(x):
+    """||x|| / sqrt(n), the root mean square of each weight's n entries"""
+    return ops.sqrt(ops.mean(ops.square(x), axis=within(x), keepdims=True))
 
 
 def trust_ratio(w, u):

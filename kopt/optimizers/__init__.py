@@ -1,26 +1,101 @@
 """The rules, by family, on one base class."""
 
-from kopt.optimizers.adam import Adam, Adamax, AdamW, AMSGrad, Nadam
-from kopt.optimizers.adaptive import Adadelta, Adagrad, RMSprop
-from kopt.optimizers.base import Optimizer, Slot
+from kopt.optimizers.adam import Adam, Adamax, AdamW, AMSGrad, Nadam, NadamW
+from kopt.optimizers.adaptive import MADGRAD, Adadelta, Adagrad, RMSprop
+from kopt.optimizers.averaging import EMA, SWA, Lookahead, PolynomialAverage
+from kopt.optimizers.base import Optimizer
+from kopt.optimizers.blockwise import SM3, AdamMini
+from kopt.optimizers.citations import cite
+from kopt.optimizers.denominators import AdaBelief, AdaBound, NovoGrad, RAdam, StableAdamW, Yogi
+from kopt.optimizers.dog import DoG, DoWG, LDoG
+from kopt.optimizers.factored import CAME, Adafactor
 from kopt.optimizers.ftrl import Ftrl
-from kopt.optimizers.layerwise import LAMB
-from kopt.optimizers.sgd import SGD
-from kopt.optimizers.sign import Lion
+from kopt.optimizers.graft import Graft
+from kopt.optimizers.kron import Kron
+from kopt.optimizers.layerwise import LAMB, LARS
+from kopt.optimizers.low_rank import APOLLO, APOLLOMini, GaLore
+from kopt.optimizers.mechanic import Mechanic
+from kopt.optimizers.muon import Muon
+from kopt.optimizers.numerators import ADOPT, MARS, Adan, AdEMAMix, LaProp, QHAdam
+from kopt.optimizers.packs import Slot
+from kopt.optimizers.parameter_free import DAdaptAdam, DAdaptSGD, Prodigy
+from kopt.optimizers.quantized import Quantized
+from kopt.optimizers.router import Matrices, Route
+from kopt.optimizers.schedule_free import ScheduleFree, ScheduleFreeAdamW, ScheduleFreeRAdam, ScheduleFreeSGD
+from kopt.optimizers.sgd import QHM, SGD, AggMo
+from kopt.optimizers.shampoo import Shampoo
+from kopt.optimizers.sign import Lion, Rprop, Signum
+from kopt.optimizers.soap import SOAP
+from kopt.optimizers.wrapper import Wrapper
+from kopt.optimizers.wrappers import AdaptiveGradientClipping, Cautious, GradientCentralization
 
 __all__ = [
+    "ADOPT",
+    "APOLLO",
+    "CAME",
+    "EMA",
     "LAMB",
+    "LARS",
+    "MADGRAD",
+    "MARS",
+    "QHM",
     "SGD",
+    "SM3",
+    "SOAP",
+    "SWA",
     "AMSGrad",
+    "APOLLOMini",
+    "AdEMAMix",
+    "AdaBelief",
+    "AdaBound",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
+    "AdamMini",
     "AdamW",
     "Adamax",
+    "Adan",
+    "AdaptiveGradientClipping",
+    "AggMo",
+    "Cautious",
+    "DAdaptAdam",
+    "DAdaptSGD",
+    "DoG",
+    "DoWG",
     "Ftrl",
+    "GaLore",
+    "GradientCentralization",
+    "Graft",
+    "Kron",
+    "LDoG",
+    "LaProp",
     "Lion",
+    "Lookahead",
+    "Matrices",
+    "Mechanic",
+    "Muon",
     "Nadam",
+    "NadamW",
+    "NovoGrad",
     "Optimizer",
+    "PolynomialAverage",
+    "Prodigy",
+    "QHAdam",
+    "Quantized",
+    "RAdam",
     "RMSprop",
+    "Route",
+    "Rprop",
+    "ScheduleFree",
+    "ScheduleFreeAdamW",
+    "ScheduleFreeRAdam",
+    "ScheduleFreeSGD",
+    "Shampoo",
+    "Signum",
     "Slot",
+    "StableAdamW",
+    "Wrapper",
+    "Yogi",
+    "cite",
 ]

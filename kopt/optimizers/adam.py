@@ -4,8 +4,14 @@ from typing import Unpack
 
 from keras import ops
 
+from kopt._checks import check_choice
 from kopt.math import debias, ema
 from kopt.optimizers.base import Common, CommonButDecay, Optimizer, Scheduled
+
+
+def root(v, t, h):
+    """√v̂ + ε"""
+    return ops.sqrt(debias(v, h.beta_2, t)) + h.epsilon
 
 
 class Adam(Optimizer):
@@ -29,6 +35,7 @@ class Adam(Optimizer):
         Kingma and Ba, *Adam: A Method for Stochastic Optimization*, 2015. https://arxiv.org/abs/1412.6980
     """
 
+    cites = ("kingma2015adam",)
     elementwise = True
 
     def __init__(
@@ -48,16 +55,20 @@ class Adam(Optimizer):
 
     def direction(self, g, w, t, h, *, m, v):
         m, v = ema(m, g, h.beta_1), ema(v, g * g, h.beta_2)
-        return debias(m, h.beta_1, t) / (ops.sqrt(debias(v, h.beta_2, t)) + h.epsilon), dict(m=m, v=v)
+        return debias(m, h.beta_1, t) / root(v, t, h), dict(m=m, v=v)
 
 
 class AdamW(Adam):
     """Adam with decoupled weight decay: the decay is not divided by the gradient's size.
 
-        w ← w - learning_rate · (m̂ / (√v̂ + ε) + weight_decay · w)
+        w ← w - learning_rate · (m̂ / (√v̂ + ε) + s · weight_decay · w)
 
-    The decay is multiplied by the learning rate, as in PyTorch, optax and Keras; the paper multiplies it by the
-    schedule alone. It acts on the weight before the step. Defaults are Keras's (PyTorch's decay is 0.01).
+    With `weight_decay_mode="coupled"`, s = 1: the decay is multiplied by the learning rate, as in PyTorch, optax and
+    Keras. With "independent", s = 1 / peak, peak being the largest learning rate so far: as in the paper, the schedule
+    alone acts on the decay, which is the same for every learning rate, and some thousand times smaller. With
+    "corrected", s = learning_rate / peak, Defazio's correction: the ratio of gradient to weight stays level while the
+    rate falls. While the rate warms up it is its own peak. The decay acts on the weight before the step. Defaults are
+    Keras's (PyTorch's decay is 0.01).
 
     Args:
         learning_rate: in [0, inf), or a schedule.
@@ -65,11 +76,19 @@ class AdamW(Adam):
         beta_2: decay of the mean square, in [0, 1).
         epsilon: smallest scale of a step's denominator, in [0, inf).
         weight_decay: in [0, inf), a schedule, or None for no decay.
+        weight_decay_mode: "coupled", "independent" or "corrected", see above.
         **common: see `kopt.Optimizer`; `no_decay=("bias", "norm")` leaves weights out.
+
+    Raises:
+        ValueError: `weight_decay_mode` is none of the three.
 
     References:
         Loshchilov and Hutter, *Decoupled Weight Decay Regularization*, 2019. https://arxiv.org/abs/1711.05101
+        Defazio, *Why Gradients Rapidly Increase Near the End of Training*, 2025 ("corrected").
+        https://arxiv.org/abs/2506.02285
     """
+
+    cites = ("loshchilov2019decoupled", "defazio2025gradients")
 
     def __init__(
         self,
@@ -79,11 +98,58 @@ class AdamW(Adam):
         beta_2: Scheduled = 0.999,
         epsilon: Scheduled = 1e-8,
         weight_decay: Scheduled | None = 4e-3,
+        weight_decay_mode: str = "coupled",
         **common: Unpack[CommonButDecay],
     ):
         super().__init__(
             learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, weight_decay=weight_decay, **common
         )
+        modes = "coupled", "independent", "corrected"
+        self.weight_decay_mode = check_choice(self, modes, weight_decay_mode=weight_decay_mode)
+
+    def shared(self):
+        return {} if self.weight_decay_mode == "coupled" else dict(peak=0.0)
+
+    def advance(self, t, h):
+        return {} if self.weight_decay_mode == "coupled" else dict(peak=ops.maximum(h.peak, h.learning_rate))
+
+    def finish(self, u, w, h):
+        """u + s * weight_decay * w"""
+        if h.weight_decay is None or self.weight_decay_mode == "coupled":
+            return super().finish(u, w, h)
+        rate = h.learning_rate if self.weight_decay_mode == "corrected" else 1.0
+        return u + ops.divide_no_nan(rate, h.peak) * h.weight_decay * w
+
+
+class NadamW(AdamW):
+    """AdamW that looks one step of momentum ahead: Nesterov's correction at constant momentum.
+
+        m̂ = (β₁ m + (1 - β₁) g) / (1 - β₁ᵗ)        with m and v as in Adam
+        u = m̂ / (√v̂ + ε)
+
+    The baseline of the AlgoPerf benchmark, whose rule this is (timm's too). optax's `nadamw` corrects the two parts
+    of m̂ each for its own bias, which differs in the first steps. Dozat's rule with its slow warm-up of the momentum
+    is `kopt.Nadam`, which takes `weight_decay` too.
+
+    Args:
+        learning_rate: in [0, inf), or a schedule.
+        beta_1: decay of the mean gradient, in [0, 1).
+        beta_2: decay of the mean square, in [0, 1).
+        epsilon: smallest scale of a step's denominator, in [0, inf).
+        weight_decay: in [0, inf), a schedule, or None for no decay.
+        weight_decay_mode: "coupled", "independent" or "corrected", see `kopt.AdamW`.
+        **common: see `kopt.Optimizer`.
+
+    References:
+        Dahl et al., *Benchmarking Neural Network Training Algorithms*, 2023. https://arxiv.org/abs/2306.07179
+        Dozat, *Incorporating Nesterov Momentum into Adam*, 2016. https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ
+    """
+
+    cites = ("dahl2023benchmarking", "dozat2016incorporating")
+
+    def direction(self, g, w, t, h, *, m, v):
+        m, v = ema(m, g, h.beta_1), ema(v, g * g, h.beta_2)
+        return debias(ema(m, g, h.beta_1), h.beta_1, t) / root(v, t, h), dict(m=m, v=v)
 
 
 class AMSGrad(Adam):
@@ -106,14 +172,15 @@ class AMSGrad(Adam):
         Reddi, Kale and Kumar, *On the Convergence of Adam and Beyond*, 2018. https://arxiv.org/abs/1904.09237
     """
 
+    cites = ("reddi2018convergence",)
+
     def slots(self, shape):
         return dict(m=shape, v=shape, v_max=shape)
 
     def direction(self, g, w, t, h, *, m, v, v_max):
         m, v = ema(m, g, h.beta_1), ema(v, g * g, h.beta_2)
         v_max = ops.maximum(v_max, v)
-        u = debias(m, h.beta_1, t) / (ops.sqrt(debias(v_max, h.beta_2, t)) + h.epsilon)
-        return u, dict(m=m, v=v, v_max=v_max)
+        return debias(m, h.beta_1, t) / root(v_max, t, h), dict(m=m, v=v, v_max=v_max)
 
 
 class Adamax(Adam):
@@ -136,6 +203,8 @@ class Adamax(Adam):
     References:
         Kingma and Ba, *Adam*, 2015, section 7.1. https://arxiv.org/abs/1412.6980
     """
+
+    cites = ("kingma2015adam",)
 
     def direction(self, g, w, t, h, *, m, v):
         m, v = ema(m, g, h.beta_1), ops.maximum(h.beta_2 * v, ops.abs(g))
@@ -164,6 +233,7 @@ class Nadam(Adam):
         Dozat, *Incorporating Nesterov Momentum into Adam*, 2016. https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ
     """
 
+    cites = ("dozat2016incorporating",)
     ranges = {"momentum_decay": "[0, inf)"}
 
     def __init__(
@@ -193,4 +263,4 @@ class Nadam(Adam):
         m, v = ema(m, g, h.beta_1), ema(v, g * g, h.beta_2)
         now, ahead = self.mu(t, h), self.mu(t + 1, h)
         m_hat = ahead * m / (1 - h.mu_product * ahead) + (1 - now) * g / (1 - h.mu_product)
-        return m_hat / (ops.sqrt(debias(v, h.beta_2, t)) + h.epsilon), dict(m=m, v=v)
+        return m_hat / root(v, t, h), dict(m=m, v=v)

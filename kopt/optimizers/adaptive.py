@@ -1,10 +1,10 @@
-"""A step size for each weight, from the squares of its gradients: Adagrad, Adadelta, RMSprop."""
+"""A step size for each weight, from the squares of its gradients: Adagrad, Adadelta, RMSprop, MADGRAD."""
 
 from typing import Unpack
 
 from keras import ops
 
-from kopt.math import ema
+from kopt.math import at_first, ema
 from kopt.optimizers.base import Common, Optimizer, Scheduled, Slot
 
 
@@ -28,6 +28,7 @@ class Adagrad(Optimizer):
         https://jmlr.org/papers/v12/duchi11a.html
     """
 
+    cites = ("duchi2011adaptive",)
     elementwise = True
     ranges = {"initial_accumulator_value": "[0, inf)"}
 
@@ -69,6 +70,7 @@ class Adadelta(Optimizer):
         Zeiler, *ADADELTA: An Adaptive Learning Rate Method*, 2012. https://arxiv.org/abs/1212.5701
     """
 
+    cites = ("zeiler2012adadelta",)
     elementwise = True
 
     def __init__(
@@ -115,6 +117,7 @@ class RMSprop(Optimizer):
         Networks*, 2013 (centered). https://arxiv.org/abs/1308.0850
     """
 
+    cites = ("tieleman2012lecture", "graves2013generating")
     elementwise = True
 
     def __init__(
@@ -148,3 +151,50 @@ class RMSprop(Optimizer):
         if m is not None:
             u = new["m"] = h.momentum * m + u
         return u, new
+
+
+class MADGRAD(Optimizer):
+    """Dual averaging: Adagrad with a cube root, stepping from the first weights by all gradients so far, and momentum.
+
+        λ = learning_rate · √t
+        s ← s + λ g,  v ← v + λ g²
+        w ← momentum · w + (1 - momentum) · (x₀ - s / (∛v + ε))        x₀: the weights at the first step
+
+    Where Adam generalizes worse than SGD (images) and SGD does not get off the ground (sparse data, translation).
+    Its learning rate is its own: search it in powers of ten. It wants less decay than others, often none, and a decay
+    tuned for SGD is far too large; the authors' code adds theirs to the gradient by default, where this is decoupled,
+    their `decouple_decay`. They also add ε to the learning rate, for which the paper has no place.
+
+    Args:
+        learning_rate: in [0, inf), or a schedule.
+        momentum: share of the old weights in the new, in [0, 1].
+        epsilon: smallest denominator of a step, in [0, inf).
+        **common: see `kopt.Optimizer`.
+
+    References:
+        Defazio and Jelassi, *Adaptivity without Compromise: A Momentumized, Adaptive, Dual Averaged Gradient Method
+        for Stochastic Optimization*, 2022. https://arxiv.org/abs/2101.11075
+    """
+
+    cites = ("defazio2022momentumized",)
+    elementwise = True
+
+    def __init__(
+        self,
+        learning_rate: Scheduled = 0.01,
+        *,
+        momentum: Scheduled = 0.9,
+        epsilon: Scheduled = 1e-6,
+        **common: Unpack[Common],
+    ):
+        super().__init__(learning_rate, **common)
+        self.momentum, self.epsilon = momentum, epsilon
+
+    def slots(self, shape):
+        return dict(s=shape, v=shape, x0=shape)
+
+    def direction(self, g, w, t, h, *, s, v, x0):
+        x0, step = at_first(t, w, x0), h.learning_rate * ops.sqrt(t)
+        s, v = s + step * g, v + step * g * g
+        z = x0 - s / (ops.power(v, 1 / 3) + h.epsilon)
+        return ops.divide_no_nan((1 - h.momentum) * (w - z), h.learning_rate), dict(s=s, v=v, x0=x0)

@@ -1,8 +1,10 @@
 """Hyperparameters of an optimizer: written once, in the signature of `__init__`; all the rest is read from there."""
 
+import difflib
 import functools
 import inspect
 import re
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import keras
@@ -22,6 +24,9 @@ RANGES = {
     "rho": "[0, 1)",
 }
 """What the field's names may hold, wherever they occur. A class adds its own names in `ranges`."""
+
+OPTIONS = {"no_decay": (), "groups": {}, "skip_nonfinite": False}
+"""The options that every kopt optimizer takes besides those of Keras's, with their defaults."""
 
 
 class Hyperparameters:
@@ -50,8 +55,8 @@ class Hyperparameters:
                 if not any(p.kind is p.VAR_KEYWORD for p in parameters):
                     break
         else:
-            found = _backend.OPTIMIZER_OPTIONS | {"no_decay": ()} | found
-        common = {*_backend.OPTIMIZER_OPTIONS, "no_decay"}
+            found = _backend.OPTIMIZER_OPTIONS | OPTIONS | found
+        common = {*_backend.OPTIMIZER_OPTIONS, *OPTIONS}
         order = sorted(found, key=lambda name: (name != "learning_rate", name in common))
         return {name: found[name] for name in order}
 
@@ -62,9 +67,9 @@ class Hyperparameters:
 
         They are the floats of the signature, but for those called `initial_…`, which only fill slots.
         """
-        options = {*_backend.OPTIMIZER_OPTIONS, "learning_rate"}
-        floats = {name for name, default in cls._signature().items() if isinstance(default, float)}
-        return {name for name in floats - options if not name.startswith("initial_")} | {"weight_decay"}
+        options = {*_backend.OPTIMIZER_OPTIONS, "learning_rate"} - {"weight_decay"}
+        floats = {name for name, x in cls._signature().items() if isinstance(x, float) or name == "weight_decay"}
+        return {name for name in floats - options if not name.startswith("initial_")}
 
     def _float_inputs(self):
         """The inputs that are numbers: no schedules, no absent decay."""
@@ -72,35 +77,76 @@ class Hyperparameters:
 
     def _checked(self, name, value):
         """The value as it is kept: a float, a schedule (not of what only fills slots), or None for no weight decay."""
+        interval = (RANGES | self.ranges).get(name, "(-inf, inf)")
         if isinstance(value, LearningRateSchedule) and not name.startswith("initial_"):
+            self._check_schedule(name, value, interval)
             return value
         if (name == "learning_rate" and callable(value)) or (name == "weight_decay" and value is None):
             return value
-        return float(check_range(self, (RANGES | self.ranges).get(name, "(-inf, inf)"), **{name: value}))
+        return float(check_range(self, interval, **{name: value}))
+
+    def _check_schedule(self, name, schedule, interval):
+        """Asks a schedule for its first value, which has to be a number in the interval."""
+        value = schedule(0)
+        try:
+            value = float(keras.ops.convert_to_numpy(value))
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"{type(self).__name__}: {name} must be a schedule that returns a number at each step, got {value!r} "
+                "at step 0."
+            ) from None
+        check_range(f"{type(self).__name__}: at step 0", interval, **{name: value})
 
     def __setattr__(self, name, value):
         if name == "learning_rate":
-            value, before = self._checked(name, value), self._given[name]
-            if self._inputs is not None and (callable(value) or callable(before)) and value != before:
-                raise ValueError(self._fixed(name, before, value))
-            if callable(before) and not callable(value):  # Keras would assign to the schedule
-                self._learning_rate = self._scalar(name, value, keras.config.floatx())
-            else:
-                super().__setattr__(name, value)
-            self._given[name] = value
+            self._set_learning_rate(self._checked(name, value))
         elif name in self.input_names():
             self._check_super_called()
             self._set_input(name, self._checked(name, value))
         else:
-            if name == "no_decay":
-                value = _patterns(type(self).__name__, value)
-            elif name in self.ranges:
-                value = self._checked(name, value)
-            elif isinstance(self._signature().get(name), bool):
-                check_choice(self, (True, False), **{name: value})
+            value = self._checked_option(name, value)
             if vars(self).get("_inputs") is not None and name in self._signature() and value != getattr(self, name):
                 raise ValueError(self._fixed(name, getattr(self, name), value))
-            super().__setattr__(name, value)
+            if name == "groups":
+                self.__dict__[name] = value  # plain, where Keras would make a tracked dictionary of it
+            else:
+                super().__setattr__(name, value)
+
+    def _set_learning_rate(self, value):
+        before = self._given["learning_rate"]
+        if self._inputs is not None and (callable(value) or callable(before)) and value != before:
+            raise ValueError(self._fixed("learning_rate", before, value))
+        if callable(before) and not callable(value):  # Keras would assign to the schedule
+            self._learning_rate = self._scalar("learning_rate", value)
+        else:
+            super().__setattr__("learning_rate", value)
+        self._given["learning_rate"] = value
+
+    def _checked_option(self, name, value):
+        """The value of what is no input, as it is kept."""
+        if name == "no_decay":
+            return _patterns(type(self).__name__, name, value)
+        if name == "groups":
+            return self._groups(value)
+        if name in self.ranges:
+            return self._checked(name, value)
+        if isinstance(self._signature().get(name), bool):
+            check_choice(self, (True, False), **{name: value})
+        return value
+
+    def _groups(self, groups):
+        """Factors by pattern, checked."""
+        who = type(self).__name__
+        if not isinstance(groups, Mapping) or not all(isinstance(factors, Mapping) for factors in groups.values()):
+            raise TypeError(
+                f"{who}: groups must map patterns to factors, as in {{'bias': {{'learning_rate': 2}}}}, got {groups!r}."
+            )
+        _patterns(who, "groups", groups)
+        for factors in groups.values():
+            for name, value in factors.items():
+                check_choice(f"{who}: groups", ("learning_rate", "weight_decay"), factor=name)
+                check_range(f"{who}: groups", "[0, inf)", **{name: value})
+        return {pattern: {n: float(x) for n, x in factors.items()} for pattern, factors in groups.items()}
 
     def _set_input(self, name, value):
         before = self._given.get(name)
@@ -128,6 +174,32 @@ class Hyperparameters:
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}.")
         return _current(given[name], (self._inputs or {}).get(name))
 
+    def _nodes(self, prefix=""):
+        """Yields this optimizer and those inside it, each with the prefix of its variables' names."""
+        yield prefix, self
+
+    def _make_inputs(self, root, prefix):
+        """Makes a variable of each number, kept by the outermost optimizer."""
+        rate = self._given.get("learning_rate")
+        if isinstance(rate, float) and (self is not root or self._learning_rate.dtype != root._wide):
+            self._untrack_variable(self._learning_rate)  # Keras made a float32 of it
+            self._learning_rate = root._scalar(f"{prefix}learning_rate", rate)
+        inputs = {name: root._scalar(prefix + name, self._given[name]) for name in self._float_inputs()}
+        self.__dict__.update(_inputs=inputs)
+
+    def _own_numbers(self, step):
+        """The hyperparameters after so many steps."""
+        numbers = {name: given(step) for name, given in self._given.items() if isinstance(given, LearningRateSchedule)}
+        if "learning_rate" in self._given and "learning_rate" not in numbers:
+            numbers["learning_rate"] = self._rate_after(step)
+        return numbers | self._inputs
+
+    def _no_such_argument(self, name):
+        known = list(self._signature())
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        return f"{type(self).__name__} takes no argument {name!r}, but {', '.join(known)}.{hint}"
+
     def _parameter(self, name):
         """The present value of an argument of the constructor."""
         return _current(self._given[name], self._learning_rate) if name == "learning_rate" else getattr(self, name)
@@ -135,28 +207,25 @@ class Hyperparameters:
     # ---- Keras's configuration -----------------------------------------------------------------------------------
 
     def get_config(self):
-        """Returns the constructor's arguments, schedules serialized; `from_config` is the way back."""
-        config = {name: self._parameter(name) for name in self._signature()}
-        return {
-            name: keras.saving.serialize_keras_object(value) if callable(value) else value
-            for name, value in config.items()
-        }
+        """Returns the constructor's arguments, schedules and optimizers serialized; `from_config` is the way back."""
+        return {name: _to_config(self._parameter(name)) for name in self._signature()}
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         """Makes an optimizer, without any state, from what `get_config` returned."""
-        return cls(
-            **{
-                name: keras.saving.deserialize_keras_object(value, custom_objects) if isinstance(value, dict) else value
-                for name, value in config.items()
-            }
-        )
+        return cls(**{name: _from_config(value, custom_objects) for name, value in config.items()})
 
     # ---- scikit-learn's parameters -------------------------------------------------------------------------------
 
     def get_params(self, deep=True):
-        """Returns the constructor's arguments, as scikit-learn's estimators do; all but the name."""
-        return {name: self._parameter(name) for name in self._signature() if name != "name"}
+        """Returns the constructor's arguments, as scikit-learn's estimators do; all but the name.
+
+        Args:
+            deep: whether to add the arguments of optimizers inside, as in `inner__beta_1`.
+        """
+        params = {name: self._parameter(name) for name in self._signature() if name != "name"}
+        inside = {n: p for n, p in params.items() if deep and isinstance(p, Hyperparameters)}
+        return params | {f"{n}__{name}": x for n, part in inside.items() for name, x in part.get_params().items()}
 
     def set_params(self, **params):
         """Sets constructor arguments by name and returns the optimizer.
@@ -166,34 +235,67 @@ class Hyperparameters:
                 was built.
         """
         for name, value in params.items():
-            if name not in (known := self.get_params()):
-                raise ValueError(f"{type(self).__name__} has no parameter {name!r}. It takes {', '.join(known)}.")
-            setattr(self, name, value)
+            if name not in self.get_params():
+                raise ValueError(self._no_such_argument(name).replace("argument", "parameter", 1))
+            part, _, inside = name.partition("__")
+            if inside:
+                getattr(self, part).set_params(**{inside: value})
+            else:
+                setattr(self, name, value)
         return self
 
     def __sklearn_clone__(self):
         """Returns an optimizer with the same arguments and no state: what `sklearn.base.clone` gives."""
-        return type(self)(**self.get_params() | {"name": self.name})
+        named = {"name": self.name} if "name" in self._signature() else {}
+        return type(self)(**{name: _clone(value) for name, value in self.get_params(deep=False).items()}, **named)
 
     def __repr__(self):
         defaults = self._signature()
-        changed = {name: value for name, value in self.get_params().items() if value != defaults[name]}
+        changed = {name: value for name, value in self.get_params(deep=False).items() if value != defaults[name]}
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
+
+
+def _within(value, function):
+    """Applies a function to what a value holds, in lists, tuples and dictionaries."""
+    if isinstance(value, list | tuple):
+        return type(value)(_within(x, function) for x in value)
+    if isinstance(value, dict) and "class_name" not in value:
+        return {key: _within(x, function) for key, x in value.items()}
+    return function(value)
+
+
+def _to_config(value):
+    def serialized(x):
+        return keras.saving.serialize_keras_object(x) if callable(x) or isinstance(x, Hyperparameters) else x
+
+    return _within(value, serialized)
+
+
+def _from_config(value, custom_objects):
+    def deserialized(x):
+        return keras.saving.deserialize_keras_object(x, custom_objects) if isinstance(x, dict) else x
+
+    return _within(value, deserialized)
+
+
+def _clone(value):
+    return _within(value, lambda x: x.__sklearn_clone__() if isinstance(x, Hyperparameters) else x)
 
 
 def _current(given, variable):
     """What a variable holds; in the digits it was given in, if it still holds that."""
     if variable is None or not isinstance(given, float):
         return given
-    held = variable.numpy()
+    with _backend.outside_the_trace():
+        held = variable.numpy()
     return given if held == np.asarray(given, held.dtype) else float(held)
 
 
-def _patterns(owner, no_decay):
-    patterns = (no_decay,) if isinstance(no_decay, str) else tuple(no_decay)
+def _patterns(owner, option, patterns):
+    patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
     for pattern in patterns:
         try:
             re.compile(pattern)
         except (re.error, TypeError) as error:
-            raise ValueError(f"{owner}: no_decay must hold regular expressions, got {pattern!r} ({error}).") from None
+            raise ValueError(f"{owner}: {option} must hold regular expressions, got {pattern!r} ({error}).") from None
     return patterns

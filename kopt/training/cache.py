@@ -11,9 +11,18 @@ import numpy as np
 import tensorflow as tf
 
 from kopt.optimizers import Optimizer
+from kopt.optimizers.wrapper import Wrapper
 
 _OWN = {"_name", "_nodes", "_parent_path", "_path", "build", "output_names", "quantize"}
 """Attributes in which any two layers differ: names, and methods that Keras wraps for each instance."""
+
+_OF_COMPILE = {
+    *(vars(keras.Model()).keys() - vars(keras.layers.Layer()).keys()),
+    *("_compile_config", "_compiled_trainable_state", "_eval_epoch_iterator", "history", "optimizer"),
+    *("stop_evaluating", "stop_predicting", "stop_training"),
+}
+"""Attributes that a model has of `compile` and `fit`, of which a program makes no use."""
+
 
 
 class Cache:
@@ -59,9 +68,15 @@ def structure_of_model(model):
 
 
 def inputs_of_optimizer(kind, config):
-    """The hyperparameters that an optimizer of this class keeps in variables: compiled programs read them anew."""
+    """The hyperparameters that an optimizer of this class keeps in variables: compiled programs read them anew.
+
+    Those of an optimizer inside another have the names that `set_params` takes, as in `inner__beta_1`.
+    """
     names = kind.input_names() if issubclass(kind, Optimizer) else set()
-    return {name: config[name] for name in {"learning_rate"} | names if isinstance(config.get(name), float)}
+    inputs = {name: config[name] for name in {"learning_rate"} | names if isinstance(config.get(name), float)}
+    for name, part in _parts(kind, config).items():
+        inputs |= {f"{name}__{own}": value for own, value in inputs_of_optimizer(type(part), part.get_config()).items()}
+    return inputs
 
 
 def structure_of_optimizer(kind, config):
@@ -69,9 +84,19 @@ def structure_of_optimizer(kind, config):
 
     Of these it matters whether they are zero: without momentum, for one, there is no velocity.
     """
-    inputs = {name: "zero" if value == 0 else "number" for name, value in inputs_of_optimizer(kind, config).items()}
-    inputs |= {"learning_rate": "number"} if "learning_rate" in inputs else {}
-    return kind, _frozen({name: value for name, value in (config | inputs).items() if name != "name"}, {})
+    given = {name: value for name, value in inputs_of_optimizer(kind, config).items() if name in config}
+    inputs = {n: "zero" if x == 0 and n != "learning_rate" else "number" for n, x in given.items()}
+    parts = {n: structure_of_optimizer(type(p), p.get_config()) for n, p in _parts(kind, config).items()}
+    return kind, _frozen({name: x for name, x in (config | inputs | parts).items() if name != "name"}, {})
+
+
+def _parts(kind, config):
+    """The optimizers that an optimizer was given as arguments."""
+    if not issubclass(kind, Wrapper):
+        return {}
+    held = {name: x for name, x in config.items() if isinstance(x, dict) and "class_name" in x}
+    parts = {name: keras.saving.deserialize_keras_object(x) for name, x in held.items()}
+    return {name: part for name, part in parts.items() if isinstance(part, Optimizer)}
 
 
 def structure_of_loss(loss):
@@ -89,7 +114,8 @@ def _specs(variables):
 
 def _traits(layer):
     """What an object holds in attributes of its own: constants of its programs, which its config may not tell."""
-    skipped = _OWN | {"seed"} if _is_library(type(layer).__module__) else _OWN
+    skipped = _OWN | ({"seed"} if _is_library(type(layer).__module__) else set())
+    skipped |= _OF_COMPILE if isinstance(layer, keras.Model) else set()
     held = {name: value for name, value in vars(layer).items() if not name.startswith("_self_")}  # TensorFlow's own
     return {name: _trait(value) for name, value in held.items() if name not in skipped}
 

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import random
-import re
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from kopt.distribute import strategy as distributed
+from kopt.optimizers import Optimizer
 from kopt.training import cache
 from kopt.training.program import predictions, program, weights
 
@@ -136,6 +136,7 @@ class Network:
         )
         with program.lock, distributed.scope(program.strategy):
             program.load(self._state)
+            program.swap("training")
             train = program.epochs(X, y, w, batch_size)
             for number in range(1, epochs + 1):
                 shuffled = self._rng.permutation(n_rows) if n_rows > batch_size else np.arange(n_rows)
@@ -146,6 +147,7 @@ class Network:
                         "Lower optimizer__learning_rate, scale the data, or clip gradients with optimizer__clipnorm."
                     )
                 if validation is not None:
+                    program.swap("evaluation")
                     logs["val_loss"] = program.evaluate(*validation)
                 for name, value in logs.items():
                     self.history.setdefault(name, []).append(value)
@@ -157,10 +159,12 @@ class Network:
                     if waited == patience:
                         bar.update(number, finalize=True)
                         break
+                    program.swap("training")
             if best_state is not None:
                 program.load(best_state)
             if program.optimizer.use_ema:  # the averages become the weights, as at the end of Keras's fit
                 program.optimizer.finalize_variable_values(program.model.trainable_variables)
+            program.swap("evaluation")
             self._state = program.state()
         self._model = self._tensors = None
 
@@ -181,8 +185,7 @@ class Network:
         self.optimizer, program = (kind, config), self._program()
         with program.lock, distributed.scope(program.strategy):
             program.load(self._state)
-            for name, value in cache.inputs_of_optimizer(kind, config).items():
-                setattr(program.optimizer, name, value)
+            program.set_inputs(cache.inputs_of_optimizer(kind, config))
             self._state = program.state()
 
     def __call__(self, X):
@@ -213,9 +216,11 @@ class Network:
             cache.structure_of_optimizer(*self.optimizer),
             cache.structure_of_loss(self.loss),
         )
-        spared = self.optimizer[1].get("no_decay", ())  # compiled by the weights' names, which structures leave out
-        decays = tuple(any(re.search(pattern, v.path) for pattern in spared) for v in draft.trainable_variables)
-        return *structures, decays, self.blueprint.placed, *self._rows()
+        kind, config = self.optimizer
+        treatments = ()  # by the weights' names, which structures leave out
+        if issubclass(kind, Optimizer):
+            treatments = tuple(kind.from_config(dict(config)).treatments(draft.trainable_variables))
+        return *structures, treatments, self.blueprint.placed, *self._rows()
 
     def _compile(self):
         kind, config = self.optimizer

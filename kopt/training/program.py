@@ -80,9 +80,19 @@ class Program:
         with self.lock, distributed.scope(self.strategy):
             for variable, array in zip(kept, self._unused, strict=True):
                 variable.assign(array)
-            for name, value in inputs.items():
-                setattr(self.optimizer, name, value)
+            self.set_inputs(inputs)
             return [variable.numpy() for variable in kept]
+
+    def set_inputs(self, inputs):
+        """Sets hyperparameters of the optimizer that it keeps in variables."""
+        for name, value in inputs.items():
+            *parts, own = name.split("__")
+            setattr(functools.reduce(getattr, parts, self.optimizer), own, value)
+
+    def swap(self, to):
+        """Puts the averages of weights into the model for "evaluation", and those that are trained for "training"."""
+        if getattr(self.optimizer, "averages", False):
+            self.optimizer.swap(to)
 
     def epochs(self, X, y, w, batch_size):
         """Returns a function that trains for an epoch in the order it is given, and returns the sum of w · loss.

@@ -62,6 +62,7 @@ def test_parameters_out_of_range(wrong):
         ({"model": lambda: build(6, 3)}, "model must end in n_outputs_ = 1 units, got 3 units."),
         ({"model": lambda: keras.Sequential([keras.layers.Reshape((3, 2))])}, "model must have one output of shape"),
         ({"optimizer": "adma"}, "optimizer must be one of "),
+        ({"optimizer": "cautious"}, "optimizer must be one of "),
         ({"optimizer__betta": 1}, "optimizer__betta is no parameter of Adam; it takes learning_rate, "),
         ({"optimizer": keras.optimizers.SGD(), "optimizer__beta_1": 1}, "optimizer__beta_1 is no parameter of SGD;"),
         ({"loss": "croscentropy"}, "loss must be the name of a loss in keras.losses, got 'croscentropy'."),

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from sklearn.base import clone
 
 import kopt
 from kopt import KerasClassifier, KerasRegressor
@@ -72,7 +73,7 @@ def named(n_features_in_, name):
 
 
 def test_decay_goes_by_each_networks_own_names():
-    still = kopt.SGD(1e-3, weight_decay=100.0, no_decay="special")
+    still = kopt.SGD(1e-3, weight_decay=100.0, no_decay="special|bias")
     kernels = [
         KerasRegressor(named, model__name=name, optimizer=still, epochs=1, random_state=0)
         .fit(X, total)
@@ -90,6 +91,30 @@ def test_averaged_weights_end_up_as_in_keras():
     model.compile(optimizer, "mse")
     model.fit(X, total, batch_size=64, epochs=3, verbose=0)
     np.testing.assert_allclose(estimator.model_.get_weights()[0], model.get_weights()[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("wrapped", [lambda rule: kopt.EMA(rule), lambda rule: kopt.ScheduleFree(rule)])
+def test_averages_are_what_the_estimator_predicts_with(wrapped):
+    model = named(4, "dense")
+    optimizer = wrapped(kopt.SGD(0.3))
+    estimator = KerasRegressor(model, optimizer=optimizer, epochs=3, batch_size=64, random_state=0).fit(X, total)
+    more = clone(estimator).fit(X, total).partial_fit(X, total).partial_fit(X, total)
+    model.compile(optimizer, "mse")
+    model.fit(X, total, batch_size=64, epochs=3, verbose=0)
+    np.testing.assert_allclose(estimator.model_.get_weights()[0], model.get_weights()[0], rtol=1e-5)
+    straight = clone(estimator).set_params(epochs=5).fit(X, total)
+    np.testing.assert_allclose(more.model_.get_weights()[0], straight.model_.get_weights()[0], rtol=1e-5)
+
+
+def test_optimizers_inside_others_take_routed_parameters(monkeypatch):
+    estimator = KerasRegressor(
+        named, model__name="dense", optimizer=kopt.Cautious(kopt.SGD(0.1)), batch_size=64, random_state=0
+    ).fit(X, total)
+    monkeypatch.setattr("kopt.training.network.program", None)  # from here on nothing is compiled
+    still = clone(estimator).set_params(optimizer__inner__learning_rate=0.0).fit(X, total)
+    np.testing.assert_array_equal(still.model_.get_weights()[0], np.ones((4, 1)))
+    with pytest.raises(ValueError, match=r"optimizer__inner__rate is no parameter of Cautious; it takes inner, "):
+        clone(estimator).set_params(optimizer__inner__rate=0.0).fit(X, total)
 
 
 def test_partial_fit_takes_new_numbers_and_refuses_another_optimizer():

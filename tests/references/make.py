@@ -10,16 +10,18 @@ The tests read the files and need none of this. To make them again:
 
     pip install torch==2.13.0 optax==0.2.8 tensorflow==2.21.0 keras==3.15.1
     python tests/references/make.py
+
+Each `make_….py` beside it holds the cases of more optimizers, made with the functions of this file, and says what it
+needs installed.
 """
 
+import importlib.metadata
 import json
 from pathlib import Path
 
 import jax
-import keras
 import numpy as np
 import optax
-import tensorflow as tf
 import torch
 
 HERE = Path(__file__).parent
@@ -160,9 +162,10 @@ CASES = {  # file: (kopt class, its arguments, the reference)
 
 
 def torch_path(call, weights, gradients):
-    """Yields the weights after each step of a `torch.optim` optimizer."""
+    """Yields the weights after each step of an optimizer with PyTorch's interface."""
     params = [torch.nn.Parameter(torch.tensor(w)) for w in weights]
-    optimizer = eval(call, {"torch": torch, "params": params})
+    library = __import__(call.partition("(")[0].rpartition(".")[0])  # for "timm.optim.X(", imports it and returns timm
+    optimizer = eval(call, {library.__name__: library, "params": params})
     for grads in gradients:
         for param, grad in zip(params, grads, strict=True):
             param.grad = torch.tensor(grad)
@@ -170,9 +173,9 @@ def torch_path(call, weights, gradients):
         yield [param.detach().numpy().copy() for param in params]
 
 
-def optax_path(call, weights, gradients):
-    """Yields the weights after each step of an optax transformation."""
-    rule = eval(call, {"optax": optax})
+def optax_path(call, weights, gradients, **names):
+    """Yields the weights after each step of an optax transformation, in whose call these names may occur."""
+    rule = eval(call, {"optax": optax} | names)
     state = rule.init(weights)
     for grads in gradients:
         updates, state = rule.update(grads, state, weights)
@@ -182,6 +185,9 @@ def optax_path(call, weights, gradients):
 
 def keras_path(call, weights, gradients):
     """Yields the weights after each step of a Keras optimizer."""
+    import keras
+
+    keras.config.set_floatx("float64")
     variables = [keras.Variable(w) for w in weights]
     optimizer = eval(call, {"keras": keras})
     for grads in gradients:
@@ -191,6 +197,8 @@ def keras_path(call, weights, gradients):
 
 def ftrl_path(call, weights, gradients):
     """Yields the weights after each step of TensorFlow's operation `ResourceApplyFtrlV2`."""
+    import tensorflow as tf
+
     options = eval(call, {"ftrl": dict})
     initial = options.pop("accum")
     variables = [tf.Variable(w) for w in weights]
@@ -205,12 +213,12 @@ def ftrl_path(call, weights, gradients):
 
 
 RUNNERS = {
-    "torch": (torch, torch_path),
-    "optax": (optax, optax_path),
-    "keras": (keras, keras_path),
-    "ftrl": (tf, ftrl_path),
+    "torch": ("torch", torch_path),
+    "optax": ("optax", optax_path),
+    "keras": ("keras", keras_path),
+    "ftrl": ("tensorflow", ftrl_path),
 }
-"""What a call begins with: the library it belongs to, and how it is run."""
+"""What a call begins with: the installed library it belongs to, and how it is run."""
 
 
 def problem(seed=0):
@@ -226,17 +234,17 @@ def problem(seed=0):
     return weights, gradients
 
 
-def case(optimizer, arguments, call, weights, gradients):
+def case(optimizer, arguments, call, weights, gradients, runners):
     """Returns one case as it is written: the weights after the `SAVED` steps, in 12 significant digits."""
-    library, run = RUNNERS[call.partition("(")[0].partition(".")[0]]
+    library, run = runners[call.partition("(")[0].partition(".")[0]]
     path = dict(enumerate(run(call, weights, gradients), start=1))
     twelve_digits = np.vectorize(lambda x: float(f"{x:.12g}"))
     return {
         "optimizer": optimizer,
         "arguments": arguments,
         "reference": {
-            "library": library.__name__,
-            "version": library.__version__.partition("+")[0],
+            "library": library.partition("@")[0],
+            "version": library.partition("@")[2] or importlib.metadata.version(library).partition("+")[0],
             "call": call,
         },
         "path": {step: [twelve_digits(w).tolist() for w in path[step]] for step in SAVED},
@@ -249,17 +257,22 @@ def write(name, content):
     (HERE / f"{name}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def main():
-    """Writes the problem and every case."""
+def make(cases, runners=RUNNERS):
+    """Writes the problem and every case.
+
+    Args:
+        cases: as in `CASES`.
+        runners: as in `RUNNERS`. Code that is not installed is named by its repository and commit,
+            `"owner/name@commit"`.
+    """
     torch.set_default_dtype(torch.float64)  # NAdam keeps its product of momenta in the default type
     jax.config.update("jax_enable_x64", True)
-    keras.config.set_floatx("float64")
     weights, gradients = problem()
     listed = [[g.tolist() for g in grads] for grads in gradients]
     write("problem", {"weights": [w.tolist() for w in weights], "gradients": listed})
-    for name, (optimizer, arguments, call) in CASES.items():
-        write(name, case(optimizer, arguments, call, weights, gradients))
+    for name, (optimizer, arguments, call) in cases.items():
+        write(name, case(optimizer, arguments, call, weights, gradients, runners))
 
 
 if __name__ == "__main__":
-    main()
+    make(CASES)

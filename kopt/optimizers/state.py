@@ -1,0 +1,163 @@
+"""What an optimizer keeps for the weights it is built on: laid out to be updated at once, saved by weight."""
+
+import math
+import re
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from kopt._backend import outside_the_trace
+from kopt.optimizers.packs import LARGE, Pack, Slot, Treatment
+
+
+class State:
+    """The part of an optimizer that makes and saves its state.
+
+    Once it is built, `_kept` has its `rules` by route (see `Optimizer.routes`), the `shared` scalars of each, the
+    `packs` of weights with their slots, and `flags`, scalars of the base itself.
+    """
+
+    _kept: Any
+    _wide: str
+
+    def build(self, variables):
+        """Makes the state for these variables, once.
+
+        Args:
+            variables: the trainable `keras.Variable`s, each with a fully known shape.
+
+        Raises:
+            ValueError: a pattern of `no_decay` or `groups` matches no variable.
+        """
+        if self.built:
+            return
+        with outside_the_trace():
+            super().build(variables)
+            dtypes = [keras.backend.standardize_dtype(v.dtype) for v in variables]
+            self.__dict__["_wide"] = "float64" if "float64" in dtypes else "float32"
+            for prefix, node in self._nodes():
+                node._make_inputs(self, prefix)
+            rules = self.routes()
+            flags = {"skipped_steps": 0.0} if self.skip_nonfinite else {}
+            flags |= {"evaluating": 0.0} if any(rule.averages for rule in rules.values()) else {}
+            shared = {r: {n: self._scalar(n, x) for n, x in rule.shared().items()} for r, rule in rules.items()}
+            flags = {name: self._scalar(name, value) for name, value in flags.items()}
+            packs = self._lay_out(variables, rules)
+        self.__dict__["_kept"] = SimpleNamespace(rules=rules, shared=shared, flags=flags, packs=packs)
+
+    def _scalar(self, name, value):
+        def initial(shape, dtype):
+            return ops.convert_to_tensor(value, dtype)
+
+        return self.add_variable(np.shape(value), initial, self._wide, aggregation="only_first_replica", name=name)
+
+    def treatments(self, variables):
+        """How each of these variables is updated; None for what Keras overwrites with its gradient."""
+        rules, apart = self.routes(), keras.distribution.distribution() is not None  # may lie over several devices
+        found = []
+        for number, variable in enumerate(variables):
+            path, shape = getattr(variable, "path", variable.name), tuple(variable.shape)
+            rule = rules[route := self.route(path, shape)]
+            layout = shape
+            if rule._is_elementwise and all(slot.shape == shape for slot in _slots(rule, shape).values()):
+                layout = "flat" if math.prod(shape) < LARGE else number
+            stored = keras.backend.standardize_dtype(variable.dtype)
+            dtype = stored if stored == "float64" else "float32"
+            treatment = Treatment(route, stored, dtype, rule._factors(path), number if apart else layout)
+            found.append(None if self._overwrite_variable_with_gradient(variable) else treatment)
+        return found
+
+    def _lay_out(self, variables, rules):
+        """Puts together what can be updated at once, and makes its slots."""
+        packs, paths = {}, [getattr(variable, "path", variable.name) for variable in variables]
+        for rule in rules.values():
+            rule._check_patterns(paths)
+        for number, (variable, treatment) in enumerate(zip(variables, self.treatments(variables), strict=True)):
+            if treatment is None:
+                continue
+            shape = tuple(variable.shape)
+            pack = packs.setdefault(treatment, Pack(treatment, [], [], _slots(rules[treatment.route], shape), {}))
+            pack.members.append(number)
+            pack.shapes.append(shape)
+        for number, pack in enumerate(packs.values()):
+            owners = [variables[member] for member in pack.members]
+            pack.variables.update({name: self._make_slot(pack, name, owners, number) for name in pack.slots})
+        return list(packs.values())
+
+    def _make_slot(self, pack, name, owners, number):
+        slot, shape = pack.slots[name], pack.slot_shape(name)
+        dtype = slot.dtype or pack.treatment.dtype
+
+        def initial(shape, dtype):
+            return ops.full(shape, slot.initial, dtype)
+
+        if len(owners) > 1:
+            return self.add_variable(shape, initial, dtype, name=f"{name}_{number}")
+        if shape == tuple(owners[0].shape) and dtype == owners[0].dtype:  # laid out over devices as the weight is
+            return self.add_variable_from_reference(owners[0], name, initial)
+        path = getattr(owners[0], "path", owners[0].name)
+        return self.add_variable(shape, initial, dtype, name=f"{path.replace('/', '_')}_{name}")
+
+    def _same_slots(self):
+        """Whether the hyperparameters, as they are now, ask for the slots that were built."""
+        rules = self.routes()
+        packs = self._kept.packs
+        return all(rules[p.treatment.route].slots(p.shapes[0]).keys() == p.slots.keys() for p in packs)
+
+    def _factors(self, path):
+        """The factors of a weight's learning rate and weight decay."""
+        matching = [factors for pattern, factors in self.groups.items() if re.search(pattern, path)]
+        decays = not any(re.search(pattern, path) for pattern in self.no_decay)
+        rate = math.prod(factors.get("learning_rate", 1.0) for factors in matching)
+        return rate, decays * math.prod(factors.get("weight_decay", 1.0) for factors in matching)
+
+    def _check_patterns(self, paths):
+        for option, patterns in ("no_decay", self.no_decay), ("groups", self.groups):
+            for pattern in patterns:
+                if not any(re.search(pattern, path) for path in paths):
+                    raise ValueError(
+                        f"{type(self).__name__}: each pattern of {option} must match a weight's path, and {pattern!r} "
+                        f"matches none of {', '.join(paths[:8])}{', ...' if len(paths) > 8 else ''}."
+                    )
+
+    def save_own_variables(self, store):
+        """Writes the state: slots by the number of their weight and their name, all else by its number."""
+        if self._inputs is not None and not self.built:  # an inner optimizer: the outermost has its state
+            return
+        for i, variable in enumerate(self._unpacked()):
+            store[str(i)] = variable.numpy()
+        for pack in self._kept.packs:
+            for member, name, array in pack.saved():
+                store[f"{member}.{name}"] = array
+
+    def load_own_variables(self, store):
+        """Reads what `save_own_variables` wrote."""
+        if self._inputs is not None and not self.built:
+            return
+        unpacked = self._unpacked()
+        slots = {f"{member}.{name}" for pack in self._kept.packs for member in pack.members for name in pack.slots}
+        needed = slots | {str(i) for i in range(len(unpacked))}
+        if needed != set(store.keys()):
+            warnings.warn(
+                f"{type(self).__name__}: the saved state is left out, for it is that of another optimizer or of other "
+                f"weights: it has {len(store.keys())} entries, and these weights need {len(needed)}.",
+                stacklevel=2,
+            )
+            return
+        for i, variable in enumerate(unpacked):
+            variable.assign(store[str(i)])
+        for pack in self._kept.packs:
+            pack.restore(lambda member, name: store[f"{member}.{name}"])
+
+    def _unpacked(self):
+        """The variables that belong to no pack."""
+        packed = {id(variable) for pack in self._kept.packs for variable in pack.variables.values()}
+        return [variable for variable in self.variables if id(variable) not in packed]
+
+
+def _slots(rule, shape):
+    return {name: slot if isinstance(slot, Slot) else Slot(slot) for name, slot in rule.slots(shape).items()}

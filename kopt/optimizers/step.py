@@ -1,0 +1,241 @@
+"""A step: pure from gradients and the present state to the next, then assigned."""
+
+from types import SimpleNamespace
+from typing import Any
+
+from keras import ops, tree
+
+from kopt._backend import assign, dense, fused
+from kopt._checks import check_choice
+
+
+class Step:
+    """The part of an optimizer that steps, and that swaps weights with their averages."""
+
+    _kept: Any
+    _wide: str
+
+    def _backend_apply_gradients(self, grads, trainable_variables):
+        """Sums gradients over replicas, and assigns what the pure step makes of them."""
+        if hasattr(super(), "_all_reduce_sum_gradients"):
+            pairs = super()._all_reduce_sum_gradients(zip(grads, trainable_variables, strict=True))
+            grads = [gradient for gradient, _ in pairs]
+        members = [self._get_variable_index(variable) for variable in trainable_variables]
+        grads = dict(zip(members, map(dense, grads), strict=True))
+        step = self._accumulate if self.gradient_accumulation_steps else self._guard
+        self._change(lambda now: step(grads, now))
+
+    def _change(self, function):
+        """Assigns what a pure function makes of all that a step may change."""
+        variables = {
+            "weights": dict(enumerate(self._trainable_variables)),
+            "slots": {i: pack.variables for i, pack in enumerate(self._kept.packs)},
+            "shared": self._kept.shared,
+            "flags": self._kept.flags,
+            "averages": dict(enumerate(self._model_variables_moving_average)) if self.use_ema else {},
+            "sums": dict(enumerate(self._accumulated_gradients)) if self.gradient_accumulation_steps else {},
+        }
+        now = tree.map_structure(dense, variables)
+        new = function(now)
+        for variable, before, value in zip(*map(tree.flatten, (variables, now, new)), strict=True):
+            if value is not before:
+                assign(variable, value)
+
+    def _accumulate(self, grads, now):
+        """Adds gradients up, and steps with their mean once there are enough."""
+        number = self.gradient_accumulation_steps
+        sums = {i: now["sums"][i] + g for i, g in grads.items()}
+        zeros = {i: ops.zeros_like(g) for i, g in sums.items()}
+        means = {i: g / number for i, g in sums.items()}
+        return ops.cond(
+            (self._iterations + 1) % number == 0,
+            lambda: self._guard(means, now) | {"sums": now["sums"] | zeros},
+            lambda: now | {"sums": now["sums"] | sums},
+        )
+
+    def _guard(self, grads, now):
+        """Steps; or skips the step and counts it, where asked to and a gradient is not finite."""
+        if not self.skip_nonfinite:
+            return self._step(grads, now)
+        finite = ops.all(ops.stack([ops.all(ops.isfinite(g)) for g in grads.values()]))
+        skipped = now["flags"] | {"skipped_steps": now["flags"]["skipped_steps"] + 1}
+        return ops.cond(finite, lambda: self._step(grads, now), lambda: now | {"flags": skipped})
+
+    def _step(self, grads, now):
+        """The step, pure: from gradients and the present state to the next."""
+        grads = dict(zip(grads, self._clip_gradients(list(grads.values())), strict=True))
+        step = self._finished_steps(now["flags"])
+        if "evaluating" in now["flags"]:
+            now = ops.cond(now["flags"]["evaluating"] > 0, lambda: self._swapped(now, step, "training"), lambda: now)
+        numbers = self._numbers(step)
+        packs = {i: p for i, p in enumerate(self._kept.packs) if not grads.keys().isdisjoint(p.members)}
+        given = {i: self._given_to_rule(p, grads, now["weights"], now["slots"][i]) for i, p in packs.items()}
+        shared = self._advance(packs, given, numbers, now["shared"])
+        h = {i: self._hyperparameters(p, numbers, shared, now["shared"]) for i, p in packs.items()}
+
+        def update(some):
+            return {i: self._update(packs[i], *given[i], h[i]) for i in some}
+
+        elementwise = [i for i, p in packs.items() if self._rule(p)._is_elementwise]
+        new = fused(lambda: update(elementwise))() if elementwise else {}
+        new |= update(i for i in packs if i not in new)
+        weights, slots = dict(now["weights"]), dict(now["slots"])
+        for i, pack in packs.items():
+            w, kept = new[i]
+            moved = zip(pack.members, pack.part(w), strict=True)
+            weights |= {member: weight for member, weight in moved if member in grads}
+            slots[i] = pack.unstacked(self._where_given(pack, grads, kept, given[i][-1], step))
+        weights, averages = self._smoothed(weights, now["averages"], step)
+        return now | {"weights": weights, "slots": slots, "shared": shared, "averages": averages}
+
+    def _rule(self, pack):
+        return self._kept.rules[pack.treatment.route]
+
+    def _given_to_rule(self, pack, grads, weights, slots):
+        """Gradients, weights and slots of a pack; zeros in the place of a gradient that there is not."""
+        weights = [weights[member] for member in pack.members]
+        grads = [
+            grads[member] if member in grads else ops.zeros_like(w)
+            for member, w in zip(pack.members, weights, strict=True)
+        ]
+        return pack.join(grads), pack.join(weights), pack.stacked(slots)
+
+    def _update(self, pack, g, w, slots, h):
+        """The new weights and slots of a pack."""
+        rule = self._rule(pack)
+        u, new = rule.direction(g, w, h.t, h, **slots)
+        if new.keys() != pack.slots.keys():
+            raise ValueError(
+                f"{type(rule).__name__}: direction must return the slots {sorted(pack.slots)}, got {sorted(new)}."
+            )
+        return w - h.learning_rate * rule.finish(u, w, h), new
+
+    def _advance(self, packs, given, numbers, shared):
+        """The shared scalars of this step, from those of the last."""
+        new = {}
+        for route, rule in self._kept.rules.items():
+            sums = {}
+            for i, pack in packs.items():
+                if pack.treatment.route != route:
+                    continue
+                g, w, slots = given[i]
+                h = self._hyperparameters(pack, numbers, shared, shared)
+                for name, value in rule.measure(g, w, h.t, h, **slots).items():
+                    sums[name] = sums.get(name, 0.0) + ops.cast(value, self._wide)
+            h = rule._namespace(numbers, self._wide, (1.0, 1.0), shared[route], shared[route])
+            new[route] = shared[route] | rule.advance(h.t, h, **sums)
+        return new
+
+    def _where_given(self, pack, grads, new, old, step):
+        """The new slots of weights that have a gradient; the old ones of the others, but for the first step."""
+        given = [member in grads for member in pack.members]
+        if all(given):
+            return new
+
+        def choose(new, old):
+            if pack.flat:
+                each = pack.join(
+                    [ops.full(s, has, pack.treatment.stored) for s, has in zip(pack.shapes, given, strict=True)]
+                )
+            else:
+                each = ops.reshape(ops.convert_to_tensor(given), (-1, *[1] * (len(new.shape) - 1)))
+            return ops.where(ops.logical_or(ops.cast(each, "bool"), step == 0), new, old)
+
+        return {name: choose(new[name], old[name]) for name in new}
+
+    def _smoothed(self, weights, averages, step):
+        """Keras's `use_ema`: moving averages of the weights, and the weights that they overwrite now and then."""
+        if not self.use_ema:
+            return weights, averages
+        momentum = ops.where(step == 0, 0.0, self.ema_momentum)
+        averages = {
+            i: ops.cast(momentum, w.dtype) * averages[i] + ops.cast(1 - momentum, w.dtype) * w
+            for i, w in weights.items()
+        }
+        if self.ema_overwrite_frequency:
+            overwrite = (step + 1) % self.ema_overwrite_frequency == 0
+            weights = {i: ops.where(overwrite, averages[i], w) for i, w in weights.items()}
+        return weights, averages
+
+    # ---- its numbers ---------------------------------------------------------------------------------------------
+
+    @property
+    def skipped_steps(self):
+        """How many steps `skip_nonfinite` has left out."""
+        if not self.skip_nonfinite or not self.built:
+            return 0
+        return int(ops.convert_to_numpy(self._kept.flags["skipped_steps"]))
+
+    def _finished_steps(self, flags):
+        """How many steps were taken before this one: what schedules are asked for."""
+        steps = ops.convert_to_tensor(dense(self.iterations))
+        return steps - ops.cast(flags["skipped_steps"], steps.dtype) if "skipped_steps" in flags else steps
+
+    def _numbers(self, step):
+        """What every part's hyperparameters are in this step, by the identity of what it was given."""
+        numbers: dict[Any, Any] = {id(node._given): node._own_numbers(step) for _, node in self._nodes()}
+        numbers = tree.map_structure(lambda x: ops.cast(dense(x), self._wide), numbers)
+        return numbers | {"t": ops.cast(step, self._wide) + 1}
+
+    def _hyperparameters(self, pack, numbers, shared, last):
+        """The `h` of a pack."""
+        how = pack.treatment
+        return self._rule(pack)._namespace(numbers, how.dtype, how.factors, shared[how.route], last[how.route])
+
+    def _namespace(self, numbers, dtype, factors, shared, last):
+        now = {"t": numbers["t"]} | numbers[id(self._given)] | shared
+        h = SimpleNamespace(**{name: ops.cast(x, dtype) for name, x in now.items()})
+        h.last = SimpleNamespace(**{name: ops.cast(x, dtype) for name, x in last.items()})
+        rate, decay = factors
+        if rate != 1:
+            h.learning_rate = rate * h.learning_rate
+        h.weight_decay = decay * h.weight_decay if decay and "weight_decay" in now else None
+        return h
+
+    # ---- its averages --------------------------------------------------------------------------------------------
+
+    @property
+    def evaluating(self):
+        """Whether the model holds the weights to evaluate at: see `swap`."""
+        return self.built and self.averages and bool(ops.convert_to_numpy(self._kept.flags["evaluating"]))
+
+    def swap(self, to):
+        """Puts the weights to evaluate at into the model, or those that are trained back; twice does nothing more.
+
+        Args:
+            to: "evaluation" or "training". A step swaps back by itself, but its gradient was taken before:
+                `kopt.SwapWeights` does it in time.
+
+        Raises:
+            ValueError: the optimizer keeps no averages.
+        """
+        check_choice(self, ("evaluation", "training"), to=to)
+        if not self.averages:
+            who = type(self).__name__
+            raise ValueError(f"{who}.swap needs an optimizer that averages weights. Try kopt.EMA({who}(...)).")
+        if not self.built:
+            return
+        steps, evaluating = (int(ops.convert_to_numpy(x)) for x in (self.iterations, self._kept.flags["evaluating"]))
+        if steps and evaluating != (to == "evaluation"):
+            self._change(lambda now: self._swapped(now, self._finished_steps(now["flags"]), to))
+
+    def _swapped(self, now, step, to):
+        """The state with one kind of weights in the place of the other, after so many steps."""
+        numbers = self._numbers(step - 1)
+        weights, slots = dict(now["weights"]), dict(now["slots"])
+        for i, pack in enumerate(self._kept.packs):
+            if not (rule := self._rule(pack)).averages:
+                continue
+            _, w, kept = self._given_to_rule(pack, {}, weights, slots[i])
+            h = self._hyperparameters(pack, numbers, now["shared"], now["shared"])
+            w, kept = (rule.evaluation if to == "evaluation" else rule.training)(w, h, **kept)
+            weights |= dict(zip(pack.members, pack.part(w), strict=True))
+            slots[i] = pack.unstacked(kept)
+        evaluating = ops.full_like(now["flags"]["evaluating"], to == "evaluation")
+        return now | {"weights": weights, "slots": slots, "flags": now["flags"] | {"evaluating": evaluating}}
+
+    def finalize_variable_values(self, var_list):
+        """Puts averages into the model, where there are any: Keras calls this at the end of `fit`."""
+        super().finalize_variable_values(var_list)
+        if self.averages:
+            self.swap("evaluation")

@@ -1,0 +1,127 @@
+"""Small changes to what any optimizer does."""
+
+from collections.abc import Iterable
+
+from keras import ops
+
+from kopt.math import norm, within
+from kopt.optimizers.base import Optimizer, Scheduled
+from kopt.optimizers.hyperparameters import _patterns
+from kopt.optimizers.sparing import Sparing
+from kopt.optimizers.wrapper import Wrapper
+
+
+class Cautious(Wrapper):
+    """Leaves out of any optimizer's step what points against the gradient at hand.
+
+        agree = [u · g > 0]
+        u ← u · agree / max(mean(agree), 0.001)
+
+    The mean is over each weight tensor: what is left is made larger, so that the steps are about as long as before.
+    One line on top of any optimizer with momentum, with the learning rate that it has. Without momentum nothing is
+    left out. The decay is added after, and is never left out.
+
+    Args:
+        inner: the optimizer whose directions are masked.
+
+    References:
+        Liang et al., *Cautious Optimizers: Improving Training with One Line of Code*, 2024.
+        https://arxiv.org/abs/2411.16085
+    """
+
+    cites = ("liang2024cautious",)
+
+    def __init__(self, inner: Optimizer):
+        super().__init__(inner)
+
+    def direction(self, g, w, t, h, **slots):
+        u, slots = super().direction(g, w, t, h, **slots)
+        agree = ops.cast(u * g > 0, u.dtype)
+        share = ops.mean(agree, axis=within(agree), keepdims=True)
+        return u * agree / ops.maximum(share, 1e-3), slots
+
+
+class _OfGradients(Sparing, Wrapper):
+    """A change of gradients before the optimizer inside sees them."""
+
+    sparing = "exclude"
+
+    def __init__(self, inner, exclude):
+        super().__init__(inner)
+        self.exclude = _patterns(type(self).__name__, "exclude", exclude)
+
+    def gradient(self, g, w, h):
+        raise NotImplementedError
+
+    def measure(self, g, w, t, h, **slots):
+        return super().measure(g if self.spares else self.gradient(g, w, h), w, t, h, **slots)
+
+    def direction(self, g, w, t, h, **slots):
+        return super().direction(g if self.spares else self.gradient(g, w, h), w, t, h, **slots)
+
+
+class AdaptiveGradientClipping(_OfGradients):
+    """Clips the gradient of each output unit to a small part of the length of its weights.
+
+        g ← g · min(1, clipping · max(‖w‖, ε) / ‖g‖)
+
+    The norms are over what leads to one output, that is over all axes of a kernel but the last; over all of a vector.
+    Made for deep networks without normalization (NFNets) in large batches; a cure for single wild batches elsewhere.
+    The paper leaves the last layer out: name it in `exclude`. Larger batches want smaller `clipping`.
+
+    Args:
+        inner: the optimizer that gets the clipped gradients.
+        clipping: length of the longest gradient, in lengths of the weights, in (0, inf).
+        epsilon: the least that a unit's weights count as, in [0, inf), so that zeros can begin to move.
+        exclude: a regular expression or several: weights whose path one of them matches are not clipped.
+
+    References:
+        Brock et al., *High-Performance Large-Scale Image Recognition Without Normalization*, 2021.
+        https://arxiv.org/abs/2102.06171
+    """
+
+    cites = ("brock2021nfnets",)
+    ranges = {"clipping": "(0, inf)"}
+
+    def __init__(
+        self,
+        inner: Optimizer,
+        *,
+        clipping: Scheduled = 0.01,
+        epsilon: Scheduled = 1e-3,
+        exclude: str | Iterable[str] = (),
+    ):
+        super().__init__(inner, exclude)
+        self.clipping, self.epsilon = clipping, epsilon
+
+    def gradient(self, g, w, h):
+        axes = within(g)[:-1]
+        longest, length = h.clipping * ops.maximum(norm(w, axes), h.epsilon), norm(g, axes)
+        return ops.where(length > longest, longest * g / ops.where(length > 0, length, 1.0), g)
+
+
+class GradientCentralization(_OfGradients):
+    """Takes from the gradient of each output unit its mean, so that the mean of the unit's weights stays.
+
+        g ← g - mean(g)        over all axes of a kernel but the last; vectors are left as they are
+
+    For convolutional and dense layers, with any optimizer; it costs next to nothing. In an embedding a row is an
+    input, not a weight of an output: leave it out, or every row moves at every step.
+
+    Args:
+        inner: the optimizer that gets the centralized gradients.
+        exclude: a regular expression or several: weights whose path one of them matches are left as they are.
+
+    References:
+        Yong et al., *Gradient Centralization: A New Optimization Technique for Deep Neural Networks*, 2020.
+        https://arxiv.org/abs/2004.01461
+    """
+
+    cites = ("yong2020centralization",)
+
+    def __init__(self, inner: Optimizer, *, exclude: str | Iterable[str] = ("embedding",)):
+        super().__init__(inner, exclude)
+
+    def gradient(self, g, w, h):
+        axes = within(g)[:-1]
+        return g - ops.mean(g, axis=axes, keepdims=True) if axes else g
