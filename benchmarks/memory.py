@@ -48,11 +48,15 @@ THEORY = {name: 4 * arrays for arrays, names in FULL.items() for name in names.s
 """Bytes for each weight, by optimizer."""
 
 
+LEFT_OUT = {"Matrices", "Optimizer", "Route"}
+"""The base class, and what only distributes weights to others."""
+
+
 def optimizers():
-    """Yields each optimizer of kopt by name, but for those that only distribute weights to others."""
-    for name in kopt.optimizers.__all__:
+    """Yields each optimizer of kopt by name."""
+    for name in set(kopt.optimizers.__all__) - LEFT_OUT:
         cls = getattr(kopt, name)
-        if not issubclass(cls, kopt.Optimizer) or name in ("Optimizer", "Wrapper", "Route", "Matrices"):
+        if not isinstance(cls, type) or not issubclass(cls, kopt.Optimizer):
             continue
         inside = [kopt.Adam() for default in cls._signature().values() if default is inspect.Parameter.empty]
         yield name, cls(*inside)

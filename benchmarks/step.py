@@ -1,12 +1,15 @@
-"""One step of Adam: kopt, Keras, optax and PyTorch side by side, on the same tensors, on the CPU.
+"""One step of an optimizer: kopt, Keras, optax and PyTorch side by side, on the same tensors, on the CPU.
 
 Every side lives in a process of its own that sleeps until it is asked for some steps, and the sides take
 turns, so that a change in the machine's load meets all of them. A missing library leaves its sides out.
+kopt runs in plain graph mode. Matrix methods are compared with themselves, one weight at a time.
 
-    python benchmarks/step.py --steps 100 --shapes small resnet50 square --sides "kopt XLA" optax
+    python benchmarks/step.py --steps 100 --shapes small square --optimizers Adam Lion
+    python benchmarks/step.py --shapes resnet20 --optimizers Muon SOAP Shampoo
 """
 
 import argparse
+import functools
 import importlib
 import multiprocessing
 import os
@@ -49,54 +52,120 @@ def resnet50():
     return [*shapes, (inputs, 1000), (1000,)]
 
 
+def resnet20():
+    """The 62 weights of a ResNet-20 with 10 classes."""
+    shapes, inputs = [(3, 3, 3, 16), (16,), (16,)], 16
+    for width in 16, 32, 64:
+        for _ in range(3):
+            shapes += [(3, 3, inputs, width), (width,), (width,), (3, 3, width, width), (width,), (width,)]
+            inputs = width
+    return [*shapes, (64, 10), (10,)]
+
+
 def square():
     """One large matrix."""
     return [(4096, 4096)]
 
 
-SHAPES = {"small": small, "resnet50": resnet50, "square": square}
+SHAPES = {"small": small, "resnet20": resnet20, "resnet50": resnet50, "square": square}
+
+OPTIMIZERS = {  # kopt's call, and its peers': {how} is the implementation that PyTorch is asked for
+    "SGD": {
+        "kopt": "SGD(0.01, momentum=0.9)",
+        "keras": "SGD(0.01, momentum=0.9)",
+        "optax": "sgd(0.01, momentum=0.9)",
+        "torch": "SGD(params, 0.01, momentum=0.9, {how})",
+    },
+    "Adagrad": {
+        "kopt": "Adagrad()",
+        "keras": "Adagrad()",
+        "optax": "adagrad(1e-3)",
+        "torch": "Adagrad(params, {how})",
+    },
+    "Adadelta": {
+        "kopt": "Adadelta()",
+        "keras": "Adadelta()",
+        "optax": "adadelta(1e-3)",
+        "torch": "Adadelta(params, {how})",
+    },
+    "RMSprop": {
+        "kopt": "RMSprop()",
+        "keras": "RMSprop()",
+        "optax": "rmsprop(1e-3)",
+        "torch": "RMSprop(params, {how})",
+    },
+    "Adam": {"kopt": "Adam()", "keras": "Adam()", "optax": "adam(1e-3)", "torch": "Adam(params, {how})"},
+    "AdamW": {"kopt": "AdamW()", "keras": "AdamW()", "optax": "adamw(1e-3)", "torch": "AdamW(params, {how})"},
+    "AMSGrad": {
+        "kopt": "AMSGrad()",
+        "keras": "Adam(amsgrad=True)",
+        "optax": "amsgrad(1e-3)",
+        "torch": "Adam(params, amsgrad=True, {how})",
+    },
+    "Adamax": {"kopt": "Adamax()", "keras": "Adamax()", "optax": "adamax(1e-3)", "torch": "Adamax(params, {how})"},
+    "Nadam": {"kopt": "Nadam()", "keras": "Nadam()", "optax": "nadam(1e-3)", "torch": "NAdam(params, {how})"},
+    "Ftrl": {"kopt": "Ftrl()", "keras": "Ftrl()"},
+    "Lion": {"kopt": "Lion()", "keras": "Lion()", "optax": "lion(1e-4)"},
+    "RAdam": {"kopt": "RAdam()", "optax": "radam(1e-3)", "torch": "RAdam(params, {how})"},
+    "AdaBelief": {"kopt": "AdaBelief()", "optax": "adabelief(1e-3)"},
+    "Yogi": {"kopt": "Yogi()", "optax": "yogi(1e-2)"},
+    "Adan": {"kopt": "Adan()", "optax": "adan(1e-3)"},
+    "AdEMAMix": {"kopt": "AdEMAMix()", "optax": "contrib.ademamix(1e-3)"},
+    "LAMB": {"kopt": "LAMB()", "keras": "Lamb()", "optax": "lamb(1e-3)"},
+    "Adafactor": {"kopt": "Adafactor()", "keras": "Adafactor()", "optax": "adafactor(1e-3)"},
+    "Muon": {"kopt": "Muon()", "kopt loop": "Muon()", "optax": "contrib.muon(0.02)"},
+    "SOAP": {"kopt": "SOAP()", "kopt loop": "SOAP()"},
+    "Shampoo": {"kopt": "Shampoo()", "kopt loop": "Shampoo()"},
+}
+"""The optimizers that a peer has too, and the matrix methods."""
 
 
-# ---- who steps: `run(steps)` takes so many and waits for the last --------------------
+# ---- who steps: `run(steps)` takes so many and waits for the last ------------------------------------------
 
 
-def keras_side(library, jit_compile):
+def keras_side(module, call, weights, gradients, jit_compile=False, apart=False):
     """Keras's way to step: `optimizer.apply` in a `tf.function`."""
+    import keras
+    import tensorflow as tf
 
-    def make(weights, gradients):
-        import keras
-        import tensorflow as tf
+    variables = [keras.Variable(w) for w in weights]
+    gradients = [tf.constant(g) for g in gradients]
+    optimizer = eval(call, vars(importlib.import_module(module)))
+    if apart:
+        one_by_one(optimizer)
+    optimizer.build(variables)
+    step = tf.function(lambda: optimizer.apply(gradients, variables), jit_compile=jit_compile)
 
-        variables = [keras.Variable(w) for w in weights]
-        gradients = [tf.constant(g) for g in gradients]
-        optimizer = importlib.import_module(library).Adam()
-        optimizer.build(variables)
-        step = tf.function(lambda: optimizer.apply(gradients, variables), jit_compile=jit_compile)
+    def run(steps):
+        for _ in range(steps):
+            step()
+        variables[-1].numpy()
 
-        def run(steps):
-            for _ in range(steps):
-                step()
-            variables[-1].numpy()
-
-        return run
-
-    return make
+    return run
 
 
-def optax_side(weights, gradients):
+def one_by_one(optimizer):
+    """Lets a kopt optimizer update each weight by itself."""
+    treatments = optimizer.treatments
+    optimizer.__dict__["treatments"] = lambda variables: [
+        treatment._replace(layout=number) for number, treatment in enumerate(treatments(variables))
+    ]
+
+
+def optax_side(call, weights, gradients):
     """The update and its application in one compiled function that gives its old state away."""
     import jax
     import optax
 
-    adam = optax.adam(1e-3)
+    optimizer = eval(call, vars(optax))
 
     def step(weights, state, gradients):
-        updates, state = adam.update(gradients, state, weights)
+        updates, state = optimizer.update(gradients, state, weights)
         return optax.apply_updates(weights, updates), state
 
     step = jax.jit(step, donate_argnums=(0, 1))
     weights, gradients = jax.device_put((weights, gradients))
-    now = weights, adam.init(weights)
+    now = weights, optimizer.init(weights)
 
     def run(steps):
         nonlocal now
@@ -107,46 +176,52 @@ def optax_side(weights, gradients):
     return run
 
 
-def torch_side(**implementation):
-    """`torch.optim.Adam` in one of its three implementations."""
+def torch_side(how, call, weights, gradients):
+    """A `torch.optim` optimizer in one of its implementations."""
+    import torch
 
-    def make(weights, gradients):
-        import torch
+    params = [torch.nn.Parameter(torch.tensor(w)) for w in weights]
+    for parameter, gradient in zip(params, gradients, strict=True):
+        parameter.grad = torch.tensor(gradient)
+    optimizer = eval(call.format(how=how), vars(torch.optim) | {"params": params})
 
-        parameters = [torch.nn.Parameter(torch.tensor(w)) for w in weights]
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = torch.tensor(gradient)
-        optimizer = torch.optim.Adam(parameters, **implementation)
+    def run(steps):
+        for _ in range(steps):
+            optimizer.step()
 
-        def run(steps):
-            for _ in range(steps):
-                optimizer.step()
-
-        return run
-
-    return make
+    return run
 
 
-SIDES = {  # name: (the package it needs, how to make it)
-    "kopt graph": ("tensorflow", keras_side("kopt", jit_compile=False)),
-    "kopt XLA": ("tensorflow", keras_side("kopt", jit_compile=True)),
-    "Keras graph": ("tensorflow", keras_side("keras.optimizers", jit_compile=False)),
-    "Keras XLA": ("tensorflow", keras_side("keras.optimizers", jit_compile=True)),
-    "optax": ("optax", optax_side),
-    "torch loop": ("torch", torch_side(foreach=False, fused=False)),
-    "torch foreach": ("torch", torch_side(foreach=True)),
-    "torch fused": ("torch", torch_side(fused=True)),
+SIDES = {  # name: (whose call it makes, the package it needs, how)
+    "kopt": ("kopt", "tensorflow", functools.partial(keras_side, "kopt")),
+    "kopt XLA": ("kopt", "tensorflow", functools.partial(keras_side, "kopt", jit_compile=True)),
+    "kopt loop": ("kopt loop", "tensorflow", functools.partial(keras_side, "kopt", apart=True)),
+    "Keras": ("keras", "tensorflow", functools.partial(keras_side, "keras.optimizers")),
+    "Keras XLA": ("keras", "tensorflow", functools.partial(keras_side, "keras.optimizers", jit_compile=True)),
+    "optax": ("optax", "optax", optax_side),
+    "torch loop": ("torch", "torch", functools.partial(torch_side, "foreach=False")),
+    "torch foreach": ("torch", "torch", functools.partial(torch_side, "foreach=True")),
+    "torch fused": ("torch", "torch", functools.partial(torch_side, "fused=True")),
 }
+FUSED = {"SGD", "Adagrad", "Adam", "AdamW", "AMSGrad"}
+"""What PyTorch has a fused kernel for on the CPU."""
+
+
+def sides_of(optimizer, chosen):
+    """The sides that an optimizer has."""
+    calls = OPTIMIZERS[optimizer]
+    return [side for side in chosen if SIDES[side][0] in calls and (side != "torch fused" or optimizer in FUSED)]
 
 
 # ---- how they take turns -----------------------------------------------------------------------------------
 
 
-def work(side, shapes, pipe):
+def work(side, optimizer, shapes, pipe):
     """A side's process: once ready, answers a number of steps with the seconds they took, until it is 0."""
     rng = np.random.default_rng(0)
     weights, gradients = ([rng.standard_normal(s, "float32") for s in SHAPES[shapes]()] for _ in range(2))
-    run = SIDES[side][1](weights, gradients)
+    whose, _, make = SIDES[side]
+    run = make(OPTIMIZERS[optimizer][whose], weights=weights, gradients=gradients)
     pipe.send("ready")
     while steps := pipe.recv():
         start = time.perf_counter()
@@ -157,10 +232,10 @@ def work(side, shapes, pipe):
 class Worker:
     """A side's process, seen from here."""
 
-    def __init__(self, side, shapes):
+    def __init__(self, side, optimizer, shapes):
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(side, shapes, theirs), daemon=True)
+        self.process = context.Process(target=work, args=(side, optimizer, shapes, theirs), daemon=True)
         self.process.start()
         theirs.close()  # so that a worker that dies is an EOFError here, not a wait without end
         self.pipe.recv()
@@ -176,9 +251,9 @@ class Worker:
         self.process.join()
 
 
-def measure(sides, shapes, steps):
+def measure(sides, optimizer, shapes, steps):
     """Returns for each side the seconds of its first step, and of one later step in each round."""
-    workers = {side: Worker(side, shapes) for side in sides}
+    workers = {side: Worker(side, optimizer, shapes) for side in sides}
     first = {side: [worker.seconds(1)] for side, worker in workers.items()}
     turn = max(1, steps // ROUNDS)
     for worker in workers.values():
@@ -195,24 +270,19 @@ def measure(sides, shapes, steps):
 # ---- what is printed ---------------------------------------------------------------------------------------
 
 
-def share(side, kopt, times):
+def ratio(side, times):
     """Returns kopt's time over a side's, the median of what each round says."""
-    if kopt not in times:
-        return "-"
-    return f"{statistics.median(np.divide(times[kopt], times[side])):.2f}"
+    return statistics.median(np.divide(times["kopt"], times[side]))
 
 
-def add_rows(table, sides, shapes, steps):
-    """Measures all sides on one set of shapes and adds a row for each."""
-    first, later = measure(sides, shapes, steps)
-    table.add_row(f"[bold]{shapes}")
-    for side in sides:
-        cells = []
-        for unit, times in (1e3, later), (1, first):
-            cells.append(f"{unit * statistics.median(times[side]):.2f}")
-            cells += [share(side, kopt, times) for kopt in ("kopt graph", "kopt XLA")]
-        table.add_row(side, *cells)
-    table.add_section()
+def add_row(table, chosen, optimizer, shapes, steps):
+    """Measures all sides of one optimizer on one set of shapes and adds a row."""
+    sides = sides_of(optimizer, chosen)
+    first, later = measure(sides, optimizer, shapes, steps)
+    cells = [f"{1e3 * statistics.median(later['kopt']):.2f}"]
+    cells += [f"{ratio(side, later):.2f}" if side in sides else "-" for side in chosen[1:]]
+    cells += [f"{first['kopt'][0]:.2f}", f"{ratio('Keras', first):.2f}" if "Keras" in sides else "-"]
+    table.add_row(optimizer, *cells)
 
 
 def installed(package):
@@ -228,8 +298,9 @@ def installed(package):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=100, help="steps that each side takes on each set of shapes")
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["small", "resnet50", "square"])
+    parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS))
+    parser.add_argument("--sides", nargs="+", choices=list(SIDES)[1:], default=list(SIDES)[2:])
     arguments = parser.parse_args()
 
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
@@ -243,23 +314,24 @@ def main():
     console.print(f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, {known}")
     if hasattr(os, "getloadavg"):
         console.print(f"load before the start: {os.getloadavg()[0]:.1f} (well above 0, the times mean little)")
-    sides = [side for side in arguments.sides if versions[SIDES[side][0]]]
+    chosen = ["kopt", *(side for side in arguments.sides if versions[SIDES[side][1]])]
     for side in arguments.sides:
-        if side not in sides:
-            package = SIDES[side][0]
+        if side not in chosen:
+            package = SIDES[side][1]
             console.print(f"{side} is left out: {package} is not installed. Try pip install {package}.")
 
-    table = Table(
-        title="One step of Adam, and the first step, which traces and compiles",
-        caption="under kopt: the time of kopt's graph or XLA program over this side's",
-        box=box.SIMPLE,
-    )
-    table.add_column("", no_wrap=True)
-    for heading in ("step\nms", "kopt\ngraph", "kopt\nXLA", "first\ns", "kopt\ngraph", "kopt\nXLA"):
-        table.add_column(heading, justify="right", no_wrap=True)
     for shapes in arguments.shapes:
-        add_rows(table, sides, shapes, arguments.steps)
-    console.print(table)
+        table = Table(
+            title=f"A step on {SHAPES[shapes].__doc__[0].lower()}{SHAPES[shapes].__doc__[1:-1]}",
+            caption="under another side's name: kopt's time over its time; first: the step that traces and compiles",
+            box=box.SIMPLE,
+        )
+        table.add_column("", no_wrap=True)
+        for heading in ("kopt\nms", *chosen[1:], "first\ns", "first\n/ Keras"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for optimizer in arguments.optimizers:
+            add_row(table, chosen, optimizer, shapes, arguments.steps)
+        console.print(table)
 
 
 if __name__ == "__main__":

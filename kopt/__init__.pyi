@@ -75,6 +75,7 @@ from .optimizers import StableAdamW as StableAdamW
 from .optimizers import Wrapper as Wrapper
 from .optimizers import Yogi as Yogi
 from .optimizers import cite as cite
+from .optimizers import layerwise_decay as layerwise_decay
 from .search import TunerSearchCV as TunerSearchCV
 
 __version__: str

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import math
 
 import keras
 
@@ -101,24 +102,24 @@ def fused(function):
 
 def normal(shape, seed, t, dtype):
     """Standard normal numbers that depend on an integer seed and on the step alone: the same on every replica."""
-    return _random("normal", shape, seed, t, dtype)
+    x = uniform((2, *shape), seed, t, "float32")  # by Box and Muller, since XLA's own normal numbers are others
+    return keras.ops.cast(keras.ops.sqrt(-2 * keras.ops.log1p(-x[0])) * keras.ops.cos(2 * math.pi * x[1]), dtype)
 
 
 def uniform(shape, seed, t, dtype):
     """Numbers in [0, 1) that depend on an integer seed and on the step alone: the same on every replica."""
-    return _random("uniform", shape, seed, t, dtype)
-
-
-def _random(distribution, shape, seed, t, dtype):
     t = keras.ops.cast(t, "int32")
     if on_tensorflow():
         import tensorflow as tf
 
-        draw = getattr(tf.random, f"stateless_{distribution}")
-        return draw(shape, tf.stack([tf.constant(seed, "int32"), t]), dtype=dtype, alg="philox")  # XLA's own is another
-    import jax  # pyright: ignore[reportMissingImports]
+        seeds = tf.stack([tf.constant(seed, "int32"), t])  # of all draws, those of whole numbers agree with XLA's
+        bits = tf.random.stateless_uniform(shape, seeds, None, None, tf.uint32, alg="philox")
+        bits = tf.cast(tf.bitwise.right_shift(bits, 8), tf.int32)
+    else:
+        import jax  # pyright: ignore[reportMissingImports]
 
-    return getattr(jax.random, distribution)(jax.random.fold_in(jax.random.key(seed), t), shape, dtype)
+        bits = jax.random.bits(jax.random.fold_in(jax.random.key(seed), t), shape, "uint32") >> 8
+    return keras.ops.cast(bits, dtype) * 2.0**-24
 
 
 OPTIMIZER_OPTIONS = {

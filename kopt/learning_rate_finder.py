@@ -200,7 +200,7 @@ class _Climb(keras.callbacks.Callback):
         self.model.reset_metrics()  # else the loss would be a mean over the epoch so far
         self.model.optimizer.learning_rate.assign(self.rates[len(self.losses)])
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch, logs):
         self.losses.append(loss := float(logs["loss"]))
         self.mean += 0.1 * (loss - self.mean)
         seen, diverged = len(self.losses), False

@@ -3,6 +3,8 @@
 Each takes a stack, whose first axis counts weights, and returns one number for each weight, in the stack's rank.
 """
 
+import math
+
 from keras import ops
 
 
@@ -18,7 +20,7 @@ def norm(x, axes=None):
 
 def rms(x):
     """||x|| / sqrt(n), the root mean square of each weight's n entries"""
-    return ops.sqrt(ops.mean(ops.square(x), axis=within(x), keepdims=True))
+    return norm(x) / math.sqrt(math.prod(x.shape[1:]))  # on JAX, `ops.mean` rounds float64 to float32
 
 
 def trust_ratio(w, u):

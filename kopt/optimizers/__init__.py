@@ -11,6 +11,7 @@ from kopt.optimizers.dog import DoG, DoWG, LDoG
 from kopt.optimizers.factored import CAME, Adafactor
 from kopt.optimizers.ftrl import Ftrl
 from kopt.optimizers.graft import Graft
+from kopt.optimizers.groups import layerwise_decay
 from kopt.optimizers.kron import Kron
 from kopt.optimizers.layerwise import LAMB, LARS
 from kopt.optimizers.low_rank import APOLLO, APOLLOMini, GaLore
@@ -98,4 +99,5 @@ __all__ = [
     "Wrapper",
     "Yogi",
     "cite",
+    "layerwise_decay",
 ]

@@ -93,8 +93,8 @@ class LAMB(Sparing, AdamW):
         w ← w - learning_rate · (‖w‖ / ‖u‖) · u
 
     For very large batches, of BERT above all. The decay is inside the ratio, as in the paper (in Keras's Lamb it is
-    outside); the ratio is 1 where either norm is 0. The paper's experiments leave out biases and what normalizes from
-    both: `no_adaptation=("bias", "gamma", "beta")`, and the same for `no_decay`. Many implementations also clip the
+    outside); the ratio is 1 where either norm is 0. Implementations for BERT leave biases and what normalizes out
+    of both, `no_adaptation=("bias", "gamma", "beta")` and the same for `no_decay`, and many also clip the
     gradients of all weights together, `global_clipnorm=1.0`.
 
     Args:
@@ -103,7 +103,7 @@ class LAMB(Sparing, AdamW):
         beta_2: decay of the mean square, in [0, 1).
         epsilon: smallest scale of a step's denominator, in [0, inf).
         weight_decay: in [0, inf), a schedule, or None for no decay.
-        clip_ratio: whether the ratio is at most 1: LAMBC, which takes its size from layers that have outgrown it.
+        clip_ratio: whether the ratio is at most 1, which is LAMBC.
         no_adaptation: a regular expression or several: weights whose path one of them matches have ratio 1, which is
             AdamW.
         **common: see `kopt.Optimizer`.

@@ -31,9 +31,6 @@ class Cautious(Wrapper):
 
     cites = ("liang2024cautious",)
 
-    def __init__(self, inner: Optimizer):
-        super().__init__(inner)
-
     def direction(self, g, w, t, h, **slots):
         u, slots = super().direction(g, w, t, h, **slots)
         agree = ops.cast(u * g > 0, u.dtype)
@@ -66,8 +63,8 @@ class AdaptiveGradientClipping(_OfGradients):
         g ← g · min(1, clipping · max(‖w‖, ε) / ‖g‖)
 
     The norms are over what leads to one output, that is over all axes of a kernel but the last; over all of a vector.
-    Made for deep networks without normalization (NFNets) in large batches; a cure for single wild batches elsewhere.
-    The paper leaves the last layer out: name it in `exclude`. Larger batches want smaller `clipping`.
+    Made for deep networks without normalization (NFNets) in large batches, which want smaller `clipping` the larger
+    they are. The paper leaves the last layer out: name it in `exclude`.
 
     Args:
         inner: the optimizer that gets the clipped gradients.
@@ -105,8 +102,8 @@ class GradientCentralization(_OfGradients):
 
         g ← g - mean(g)        over all axes of a kernel but the last; vectors are left as they are
 
-    For convolutional and dense layers, with any optimizer; it costs next to nothing. In an embedding a row is an
-    input, not a weight of an output: leave it out, or every row moves at every step.
+    For convolutional and dense layers, with any optimizer; it costs next to nothing. In an embedding the rows are
+    inputs, and every one of them would move at every step: they are left out.
 
     Args:
         inner: the optimizer that gets the centralized gradients.

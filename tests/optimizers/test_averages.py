@@ -16,7 +16,7 @@ AVERAGING = {
     "EMA": lambda: kopt.EMA(kopt.AdamW(0.05), momentum=0.9),
     "SWA": lambda: kopt.SWA(kopt.AdamW(0.05), start=2, every=2),
     "PolynomialAverage": lambda: kopt.PolynomialAverage(kopt.AdamW(0.05)),
-    "Lookahead": lambda: kopt.Lookahead(kopt.AdamW(0.05), every=3),
+    "Lookahead": lambda: kopt.Lookahead(kopt.Adam(0.05), every=3),
 }
 
 
@@ -103,21 +103,26 @@ def test_what_interpolates_all_the_way_evaluates_where_it_trains():
     np.testing.assert_array_equal(weights, average)
 
 
-def test_an_average_smooths_noise():
-    """On a noisy parabola, each average is several times nearer to the minimum than the weights that it averages."""
-    for make in (
+@pytest.mark.parametrize(
+    "make",
+    [
         lambda: kopt.EMA(kopt.SGD(0.2), momentum=0.95),
         lambda: kopt.SWA(kopt.SGD(0.2), start=100),
         lambda: kopt.PolynomialAverage(kopt.SGD(0.2)),
         lambda: kopt.ScheduleFreeSGD(0.2),
-    ):
-        rng, optimizer = np.random.default_rng(0), make()
+    ],
+)
+def test_an_average_smooths_noise(make):
+    """On a noisy parabola, an average is at least twice as near to the minimum as the weights of plain SGD."""
+    distances = []
+    for optimizer in kopt.SGD(0.2), make():
+        rng = np.random.default_rng(0)
         w = keras.Variable(np.full(200, 1.0), dtype="float32")
-        for _ in range(300):
+        for _ in range(200):
             optimizer.apply([w.value + rng.standard_normal(200).astype("float32")], [w])
-        at_training = np.abs(w.numpy()).mean()
-        optimizer.swap("evaluation")
-        assert np.abs(w.numpy()).mean() < (0.8 if "Schedule" in repr(optimizer) else 0.5) * at_training, optimizer
+        optimizer.finalize_variable_values([w])
+        distances.append(np.abs(w.numpy()).mean())
+    assert distances[1] < 0.5 * distances[0], distances
 
 
 @pytest.mark.parametrize("make", AVERAGING.values(), ids=AVERAGING)

@@ -18,6 +18,7 @@ import math
 import sys
 from unittest import mock
 
+import numpy as np
 import torch
 from make import RUNNERS, make
 
@@ -135,7 +136,35 @@ CASES = {  # file: (kopt class, its arguments, the reference)
         "preconditioner_update_probability=kron_torch.precond_update_prob_schedule(1.0, 0.25, 0.1, 5), "
         "precond_init_scale=2.0, max_size_triangular=4, precond_dtype=torch.float64)",
     ),
+    "graft": (
+        "Graft",
+        dict(inner=["SGD", dict(learning_rate=0.1)], heading=["Adam", dict(epsilon=1e-6)]),
+        "graft(torch.optim.SGD(inner, lr=0.1), torch.optim.Adam(heading, lr=1.0, eps=1e-6))",
+    ),
+    "graft_changed": (
+        "Graft",
+        dict(inner=["Adam", dict(learning_rate=0.05)], heading=["SGD", dict(learning_rate=0.5, momentum=0.9)]),
+        "graft(torch.optim.Adam(inner, lr=0.05), torch.optim.SGD(heading, lr=1.0, momentum=0.9))",
+    ),
 }
+
+
+def graft_path(call, weights, gradients):
+    """Yields the weights after steps as long as those of one optimizer and in the direction of another's."""
+    copies = {name: [torch.nn.Parameter(torch.tensor(w)) for w in weights] for name in ("inner", "heading")}
+    optimizers = eval(call, copies | {"torch": torch, "graft": lambda *optimizers: optimizers})
+    for grads in gradients:
+        moves = []
+        for params, optimizer in zip(copies.values(), optimizers, strict=True):
+            before = [param.detach().numpy().copy() for param in params]
+            for param, grad in zip(params, grads, strict=True):
+                param.grad = torch.tensor(grad)
+            optimizer.step()
+            moves.append([param.detach().numpy() - b for param, b in zip(params, before, strict=True)])
+        lengths, directions = moves
+        ratios = [np.linalg.norm(a) / (np.linalg.norm(b) or 1) for a, b in zip(lengths, directions, strict=True)]
+        weights = [w + ratio * move for w, ratio, move in zip(weights, ratios, directions, strict=True)]
+        yield weights
 
 
 def muon_path(call, weights, gradients):
@@ -196,8 +225,10 @@ def kron_path(call, weights, gradients):
 
     seeds, update = [], kron._update_precond
 
-    def numbers(x):
-        return torch.tensor(tf.random.stateless_normal(x.shape, seeds).numpy(), dtype=x.dtype)
+    def numbers(x):  # whose draws of whole numbers alone are the same with and without XLA
+        bits = tf.random.stateless_uniform((2, *x.shape), seeds, None, None, tf.uint32, alg="philox").numpy() >> 8
+        radius, angle = bits.astype("float32") * np.float32(2.0**-24)
+        return torch.tensor(np.sqrt(-2 * np.log1p(-radius)) * np.cos(2 * np.pi * angle), dtype=x.dtype)
 
     with (
         mock.patch.object(torch, "randn_like", numbers),
@@ -210,6 +241,7 @@ def kron_path(call, weights, gradients):
 if __name__ == "__main__":
     runners = RUNNERS | {
         "torch": ("torch", muon_path),
+        "graft": ("torch", graft_path),
         "soap": ("nikhilvyas/SOAP@a1e553530fde97d0e6b307d7c82ac6d38b072340", viewed_path),
         "distributed_shampoo": (
             "facebookresearch/optimizers@f60660661194de26d3ee78bae6d15820ff8e583d",
