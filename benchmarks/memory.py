@@ -26,14 +26,13 @@ WEIGHTS = ROWS * COLUMNS
 
 FULL = {  # arrays of the weight's shape
     0: "SGD",
-    1: "Adagrad Lion Signum RMSprop Muon LARS AggMo QHM NovoGrad DoG LDoG DoWG ScheduleFreeSGD",
+    1: "Adagrad Lion Signum RMSprop Muon LARS QHM NovoGrad DoG LDoG DoWG ScheduleFreeSGD DAdaptSGD",
     2: "Adadelta Adam AdamW Adamax Nadam NadamW RAdam AdaBelief AdaBound ADOPT LaProp QHAdam StableAdamW Yogi LAMB "
-    "Ftrl Rprop DAdaptSGD ScheduleFreeAdamW ScheduleFreeRAdam",
-    3: "AMSGrad AdEMAMix MARS MADGRAD DAdaptAdam",
-    4: "Adan Prodigy",
+    "AggMo Ftrl Rprop ScheduleFreeAdamW ScheduleFreeRAdam AdaptiveGradientClipping Cautious GradientCentralization",
+    3: "AMSGrad AdEMAMix MARS MADGRAD DAdaptAdam EMA SWA Lookahead PolynomialAverage ScheduleFree Mechanic",
+    4: "Adan Prodigy Graft",
 }
 THEORY = {name: 4 * arrays for arrays, names in FULL.items() for name in names.split()} | {
-    "AggMo": 4 * 2,
     "Adafactor": 4 * (ROWS + COLUMNS) / WEIGHTS,
     "CAME": 4 * (1 + 2 * (ROWS + COLUMNS) / WEIGHTS),
     "AdamMini": 4 * (1 + COLUMNS / WEIGHTS),
@@ -43,12 +42,13 @@ THEORY = {name: 4 * arrays for arrays, names in FULL.items() for name in names.s
     "APOLLOMini": 4 * 2 * COLUMNS / WEIGHTS,
     "Quantized": 2 * (1 + 4 / 256),
     "SOAP": 4 * (2 + 2 * (ROWS**2 + COLUMNS**2) / WEIGHTS),
+    "Shampoo": 4 * (2 + 2 * (ROWS**2 + COLUMNS**2) / WEIGHTS),
     "Kron": 4 * (1 + (ROWS**2 + COLUMNS**2) / WEIGHTS),
 }
 """Bytes for each weight, by optimizer."""
 
 
-LEFT_OUT = {"Matrices", "Optimizer", "Route"}
+LEFT_OUT = {"Matrices", "Optimizer", "Route", "Wrapper"}
 """The base class, and what only distributes weights to others."""
 
 

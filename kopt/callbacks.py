@@ -33,7 +33,7 @@ def recalibrate(model, data, batches=50):
             "Try tf.data.Dataset.from_tensor_slices(data).batch(256)."
         )
     if isinstance(data, keras.utils.PyDataset):
-        data = (data[i] for i in range(len(data)))
+        data = map(data.__getitem__, range(len(data)))
     layers = _normalizations(model)
     renewed = {id(variable) for variable in _statistics(model)}
     kept = [(v, v.numpy()) for v in model.non_trainable_variables if id(v) not in renewed]

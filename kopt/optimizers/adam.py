@@ -4,7 +4,6 @@ from typing import Unpack
 
 from keras import ops
 
-from kopt._checks import check_choice
 from kopt.math import debias, ema
 from kopt.optimizers.base import Common, CommonButDecay, Optimizer, Scheduled
 
@@ -89,6 +88,7 @@ class AdamW(Adam):
     """
 
     cites = ("loshchilov2019decoupled", "defazio2025gradients")
+    choices = {"weight_decay_mode": ("coupled", "independent", "corrected")}
 
     def __init__(
         self,
@@ -104,8 +104,7 @@ class AdamW(Adam):
         super().__init__(
             learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, weight_decay=weight_decay, **common
         )
-        modes = "coupled", "independent", "corrected"
-        self.weight_decay_mode = check_choice(self, modes, weight_decay_mode=weight_decay_mode)
+        self.weight_decay_mode = weight_decay_mode
 
     def shared(self):
         return {} if self.weight_decay_mode == "coupled" else dict(peak=0.0)

@@ -4,7 +4,6 @@ from typing import Unpack
 
 from keras import ops
 
-from kopt._checks import check_choice
 from kopt.math import debias, ema, norm, rms
 from kopt.optimizers.adam import Adam, AdamW, root
 from kopt.optimizers.base import Common, CommonButDecay, Optimizer, Scheduled
@@ -39,6 +38,7 @@ class RAdam(Adam):
     """
 
     cites = ("liu2020variance",)
+    choices = {"early": ("momentum", "skip")}
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class RAdam(Adam):
         **common: Unpack[Common],
     ):
         super().__init__(learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, **common)
-        self.early = check_choice(self, ("momentum", "skip"), early=early)
+        self.early = early
 
     def direction(self, g, w, t, h, *, m, v):
         m, v = ema(m, g, h.beta_1), ema(v, g * g, h.beta_2)

@@ -173,7 +173,7 @@ class CAME(Optimizer):
     PyTorch are the window's.
 
     Args:
-        learning_rate: in [0, inf), or a schedule; the authors advise about half of Adam's.
+        learning_rate: in [0, inf), or a schedule; the authors' for language models is the default.
         beta_1: decay of the mean direction, in [0, 1).
         beta_2: decay of the second moment, in [0, 1).
         beta_3: decay of the instability, in [0, 1).

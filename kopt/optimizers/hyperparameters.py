@@ -5,6 +5,7 @@ import functools
 import inspect
 import re
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any, ClassVar
 
 import keras
@@ -41,7 +42,22 @@ class Hyperparameters:
     _inputs: dict[str, Any] | None
 
     ranges: ClassVar[dict[str, str]] = {}
-    """Intervals of the hyperparameters whose names `RANGES` does not have."""
+    """Intervals of the numbers whose names `RANGES` does not have. A class adds to its parents'."""
+
+    integers: ClassVar[dict[str, str]] = {}
+    """Intervals of the integers."""
+
+    choices: ClassVar[dict[str, tuple]] = {}
+    """What arguments that are no numbers may be."""
+
+    @classmethod
+    @functools.cache
+    def _declared(cls, kind):
+        """What a class and its parents declare as `ranges`, `integers` or `choices`."""
+        found = dict(RANGES) if kind == "ranges" else {}
+        for base in reversed(cls.__mro__):
+            found |= vars(base).get(kind, {})
+        return found
 
     @classmethod
     @functools.cache
@@ -77,7 +93,7 @@ class Hyperparameters:
 
     def _checked(self, name, value):
         """The value as it is kept: a float, a schedule (not of what only fills slots), or None for no weight decay."""
-        interval = (RANGES | self.ranges).get(name, "(-inf, inf)")
+        interval = self._declared("ranges").get(name, "(-inf, inf)")
         if isinstance(value, LearningRateSchedule) and not name.startswith("initial_"):
             self._check_schedule(name, value, interval)
             return value
@@ -128,11 +144,16 @@ class Hyperparameters:
             return _patterns(type(self).__name__, name, value)
         if name == "groups":
             return self._groups(value)
-        if name in self.ranges:
+        default = self._signature().get(name, value)
+        if value is None and default is None:
+            return None
+        if name in (integers := self._declared("integers")):
+            return int(check_range(self, integers[name], kind=Integral, **{name: value}))
+        if name in (choices := self._declared("choices")):
+            return check_choice(self, choices[name], **{name: value})
+        if name in self._declared("ranges"):
             return self._checked(name, value)
-        if isinstance(self._signature().get(name), bool):
-            check_choice(self, (True, False), **{name: value})
-        return value
+        return check_choice(self, (True, False), **{name: value}) if isinstance(default, bool) else value
 
     def _groups(self, groups):
         """Factors by pattern, checked."""

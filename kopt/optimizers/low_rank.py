@@ -54,8 +54,8 @@ class GaLore(Wrapper):
     For matrices too large for Adam's state beside them: with a shorter side of n, P and Adam's moments take
     (n + 2 · long side) · rank. Weights whose shorter side is not above `rank`, and those of one axis, are left to the
     inner optimizer as they are; convolution kernels are matrices with their last axis against the others. The decay
-    is that of the inner optimizer, on the whole weight. Below about a quarter of the shorter side `rank` costs
-    accuracy; in fine-tuning it may be far lower.
+    is that of the inner optimizer, on the whole weight. The authors' `rank` is a quarter of the shorter side to pre-train,
+    and 4 to fine-tune.
 
     The shorter side is projected, as in the paper and the authors' code (optax projects the longer one, whose state is
     smaller but not the paper's). As there, moments are not rotated when P changes; the signs of the new vectors, which
@@ -116,7 +116,7 @@ class APOLLO(Optimizer):
         w ← w - learning_rate · √scale · u · √(1 - β₂ᵗ) / (1 - β₁ᵗ)
 
     For pre-training where Adam's state does not fit: with a longer side of n, the moments take 2 n · rank, and P is
-    drawn from its seed whenever needed. The direction has no momentum, which small batches miss. Weights whose shorter
+    drawn from its seed whenever needed. The direction itself has no momentum. Weights whose shorter
     side is not above `rank`, and those of one axis, take Adam's steps; convolution kernels are matrices with their
     last axis against the others.
 
@@ -124,7 +124,7 @@ class APOLLO(Optimizer):
     root. The limit does not hold after a gradient of zeros, from which their code takes thousands of steps to grow.
 
     Args:
-        learning_rate: in [0, inf), or a schedule; about ten times Adam's.
+        learning_rate: in [0, inf), or a schedule; the authors' is the default.
         beta_1: decay of the mean projected gradient, in [0, 1).
         beta_2: decay of its mean square, in [0, 1).
         epsilon: smallest scale of a step's denominator, in [0, inf).
@@ -187,8 +187,7 @@ class APOLLO(Optimizer):
         x, kept = wide(g), {}
         if basis is None:
             shape = (x.shape[0], x.shape[1], self.rank)
-            drawn = normal(shape, self.seed, (t - 1) // self.gap, "float32")  # in float64 they would be others
-            projection = ops.cast(drawn, x.dtype) / math.sqrt(self.rank)
+            projection = normal(shape, self.seed, (t - 1) // self.gap, x.dtype) / math.sqrt(self.rank)
         else:
             projection = leading_now_and_then(x, basis, t, self.gap)
             kept = dict(basis=projection)

@@ -1,11 +1,9 @@
 """Adam with another numerator: which gradients it averages, and how they are mixed."""
 
-from numbers import Integral
 from typing import Unpack
 
 from keras import ops
 
-from kopt._checks import check_range
 from kopt.math import at_first, debias, ema, norm
 from kopt.optimizers.adam import Adam, root
 from kopt.optimizers.base import Common, Optimizer, Scheduled
@@ -43,6 +41,7 @@ class AdEMAMix(Adam):
 
     cites = ("pagliardini2024ademamix",)
     ranges = {"beta_3": "[0, 1)", "alpha": "[0, inf)"}
+    integers = {"warmup_steps": "[1, inf)"}
 
     def __init__(
         self,
@@ -58,8 +57,6 @@ class AdEMAMix(Adam):
     ):
         super().__init__(learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, **common)
         self.beta_3, self.alpha = beta_3, alpha
-        if warmup_steps is not None:
-            check_range(self, "[1, inf)", kind=Integral, warmup_steps=warmup_steps)
         self.warmup_steps = warmup_steps
 
     def slots(self, shape):

@@ -1,9 +1,7 @@
 """Gradient descent and momentum."""
 
-from numbers import Integral
 from typing import Unpack
 
-from kopt._checks import check_range
 from kopt.math import ema
 from kopt.optimizers.base import Common, Optimizer, Scheduled
 
@@ -115,6 +113,7 @@ class AggMo(Optimizer):
     """
 
     cites = ("lucas2019aggregated",)
+    integers = {"velocities": "[1, inf)"}
     elementwise = True
     ranges = {"ratio": "(0, 1)"}
 
@@ -127,7 +126,7 @@ class AggMo(Optimizer):
         **common: Unpack[Common],
     ):
         super().__init__(learning_rate, **common)
-        self.velocities = check_range(self, "[1, inf)", kind=Integral, velocities=velocities)
+        self.velocities = velocities
         self.ratio = ratio
 
     def slots(self, shape):

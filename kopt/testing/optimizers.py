@@ -11,7 +11,6 @@ import numpy as np
 from keras import ops
 
 from kopt.optimizers.base import Optimizer
-from kopt.optimizers.hyperparameters import RANGES
 from kopt.optimizers.wrapper import Wrapper
 from kopt.testing import backends
 
@@ -218,7 +217,9 @@ def check_fit(optimizer):
     assert _distance(start, graph) > 1e-6, "fit moved nothing"
     assert _distance(graph, xla) < 2e-4, "fit differs under XLA"
     assert _distance(graph, eager) < 2e-4, "fit differs when run eagerly"
-    assert all(np.isfinite(w).all() for weights in mixed for w in weights), "mixed precision gave weights that are not finite"
+    assert all(np.isfinite(w).all() for weights in mixed for w in weights), (
+        "mixed precision gave weights that are not finite"
+    )
 
 
 def check_continues(optimizer):
@@ -340,14 +341,12 @@ def _numbers(optimizer):
 
 def _interval(optimizer, name):
     owner, own = _owner(optimizer, name)
-    return (RANGES | owner.ranges).get(own, "(-inf, inf)")
+    return owner._declared("ranges").get(own, "(-inf, inf)")
 
 
 def _other_values(optimizer):
     """For each number another one in its range, far enough away to matter."""
-    values = _numbers(optimizer) | {
-        name: value for name, value in optimizer.get_params().items() if _is_initial(name)
-    }
+    values = _numbers(optimizer) | {name: value for name, value in optimizer.get_params().items() if _is_initial(name)}
     bounded = {name: _interval(optimizer, name).split(",")[1].strip(" )]") == "1" for name in values}
     return {
         name: (value / 2 or 0.5) if bounded[name] else (value - 0.25 if value < 0 else 2 * value + 0.1)

@@ -48,10 +48,10 @@ CASES = {
     "Rprop": kopt.Rprop(0.01, min_step=0.5, max_step=1.5),
     "LAMB": kopt.LAMB(0.05),
     "LAMB clipped": kopt.LAMB(0.05, clip_ratio=True, no_adaptation="vector|bias"),
-    "LARS": kopt.LARS(20.0),
-    "LARS clipped": kopt.LARS(0.02, trust_coefficient=0.05, clip_ratio=True, no_adaptation="vector|bias"),
+    "LARS": kopt.LARS(0.5, trust_coefficient=0.05),
+    "LARS clipped": kopt.LARS(0.05, trust_coefficient=0.05, clip_ratio=True, no_adaptation="vector|bias"),
     "Cautious": kopt.Cautious(kopt.AdamW(0.05)),
-    "AdaptiveGradientClipping": kopt.AdaptiveGradientClipping(kopt.SGD(0.1, momentum=0.9), clipping=0.1),
+    "AdaptiveGradientClipping": kopt.AdaptiveGradientClipping(kopt.SGD(0.1, momentum=0.9), clipping=0.1, epsilon=0.5),
     "AdaptiveGradientClipping excluded": kopt.AdaptiveGradientClipping(
         kopt.Nadam(0.05), clipping=0.1, epsilon=0.5, exclude="matrix|head"
     ),
@@ -77,6 +77,25 @@ CASES = {
     "SWA": kopt.SWA(kopt.SGD(0.1), start=4, every=2),
     "PolynomialAverage": kopt.PolynomialAverage(kopt.DoG(initial_distance=0.05)),
     "Lookahead": kopt.Lookahead(kopt.AdamW(0.05), every=5),
+    "Adafactor": kopt.Adafactor(0.5, epsilon_2=0.5, min_dim_size_to_factor=2),
+    "Adafactor warmup": kopt.Adafactor(5.0, epsilon_2=0.5, warmup_init=True),
+    "Adafactor external": kopt.Adafactor(
+        0.05, beta_2_cap=0.5, momentum=0.5, epsilon_2=0.5, relative_step=False, min_dim_size_to_factor=2
+    ),
+    "CAME": kopt.CAME(0.01, beta_2=1 - 2**-10, beta_3=1 - 2**-13),  # which float32 holds exactly
+    "AdamMini": kopt.AdamMini(0.05),
+    "SM3": kopt.SM3(0.1),
+    "GaLore": kopt.GaLore(kopt.AdamW(0.1), rank=1, gap=3),
+    "APOLLO": kopt.APOLLO(0.02, rank=1, gap=3),
+    "APOLLO of singular vectors": kopt.APOLLO(0.05, rank=1, gap=3, projection="svd"),
+    "APOLLOMini": kopt.APOLLOMini(0.01),
+    "Quantized": kopt.Quantized(kopt.Adam(0.05), block=4, min_size=1),
+    "Quantized to 4 bits": kopt.Quantized(kopt.AdamW(0.05), bits=4, block=4, min_size=1),
+    "Muon": kopt.Muon(0.05),
+    "SOAP": kopt.SOAP(0.05, frequency=3, max_size=3),  # axes whose every direction the first gradients see
+    "Shampoo": kopt.Shampoo(0.05, frequency=3, start=2, epsilon=0.01),
+    "Kron": kopt.Kron(0.05, flat_steps=2.0, decay_rate=0.3, min_probability=0.3),
+    "Matrices": kopt.Matrices(kopt.Muon(0.05), kopt.Adam(0.02)),
 }
 
 

@@ -5,8 +5,8 @@
 
 The folder is `src` of https://github.com/formll/dog at the commit named below. An optimizer inside another is written
 `["SGD", {"learning_rate": 0.1}]`. Where a file's name ends in `_evaluation`, its path is of the weights to evaluate at,
-else of those that are trained. Distances start at 0.01 or more, so that they grow within the 30 steps, and where no bias
-is corrected 1 - beta_2 is a power of two, which has no error in float32.
+else of those that are trained. Distances start at 0.01 or more, so that they grow within the 30 steps; where no bias is
+corrected, 1 - beta_2 is a power of two, which has no error in float32.
 """
 
 import collections

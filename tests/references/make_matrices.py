@@ -4,7 +4,8 @@
     TORCHDYNAMO_DISABLE=1 PYTHONPATH=FOLDER python tests/references/make_matrices.py
 
 FOLDER holds `soap.py` of github.com/nikhilvyas/SOAP and `distributed_shampoo` of
-github.com/facebookresearch/optimizers, at the commits below. What differs from the authors' code as it is, and nothing else does:
+github.com/facebookresearch/optimizers, at the commits below. What differs from the code as it is, and nothing else
+does:
 
 * Muon iterates in the weights' dtype in the place of bfloat16. It gets the transposes of Keras's kernels.
 * SOAP, Distributed Shampoo and Kron compute in float64 what they would in float32.
