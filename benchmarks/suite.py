@@ -136,7 +136,7 @@ ENTRIES = {
     },
     "autoencoder": {
         "SOAP": Entry("SOAP", (0.01,), 134),
-        "Muon": Entry("Muon", (0.02, 0.15, ()), 292),
+        "Muon": Entry("Muon", (0.02, 0.25, ()), 292),
         "Adam": Entry("Adam", (0.005,), 666),
         "SGD Nesterov": Entry("SGD", (0.01, 0.95), math.inf),
     },
@@ -148,7 +148,7 @@ ENTRIES = {
         "ScheduleFreeAdamW": Entry("ScheduleFreeAdamW", (0.03, 40), 2.399),
         "AdamW, cosine": Entry("AdamW", (Cosine(0.01, 40, 400),), 2.527),
         "NadamW, cosine": Entry("NadamW", (Cosine(0.01, 40, 400),), 2.531),
-        "Prodigy, cosine": Entry("Prodigy", (Cosine(1.0, 0, 400),), 2.610),
+        "Prodigy": Entry("Prodigy", (), 2.610),
         "Lion, cosine": Entry("Lion", (Cosine(0.003, 40, 400),), 2.752),
     },
 }
@@ -168,7 +168,9 @@ def kopt_side(problem, entry):
         return kopt.schedules.Warmup(kopt.schedules.Cosine(rate.peak, rate.steps - rate.warmup), rate.warmup)
 
     optimizer = RULES[entry.rule][0](kopt, *(schedule(a) if isinstance(a, Cosine) else a for a in entry.arguments))
-    weights = {name: keras.Variable(w, name=name.replace("/", "_")) for name, w in problem.weights.items()}
+    weights = {
+        name: keras.Variable(w, dtype=w.dtype, name=name.replace("/", "_")) for name, w in problem.weights.items()
+    }
     variables = list(weights.values())
     optimizer.build(variables)
 
@@ -213,6 +215,7 @@ def optax_side(problem, entry):
         return optax.warmup_cosine_decay_schedule(0, rate.peak, rate.warmup, rate.steps)
 
     optimizer = RULES[entry.rule][1](optax, *(schedule(a) if isinstance(a, Cosine) else a for a in entry.arguments))
+    jax.config.update("jax_enable_x64", problem.dtype == "float64")
     weights = {name: jnp.asarray(w) for name, w in problem.weights.items()}
     now = weights, optimizer.init(weights)
 

@@ -17,7 +17,7 @@ class Problem:
     """A loss, where it starts, and the score that is looked at.
 
     Attributes:
-        weights: the initial weights by name, in float32.
+        weights: the initial weights by name, in its dtype.
         batches: the rows of each step's batch, `(steps, rows)`; a full batch names none.
     """
 
@@ -31,12 +31,13 @@ class Problem:
     """Whether the seed changes anything."""
     figure = "steps"
     """What is compared: the steps to the target, or the last score."""
+    dtype = "float32"
     ends_there = False
     """Whether nothing more is of interest when the target is reached."""
 
     def __init__(self, seed):
         rng = np.random.default_rng(seed)
-        self.weights = {name: w.astype("float32") for name, w in self.start(rng).items()}
+        self.weights = {name: w.astype(self.dtype) for name, w in self.start(rng).items()}
         self.batches = self.order(rng).astype("int32")
 
     def start(self, rng):
@@ -164,13 +165,14 @@ class Logistic(Problem):
     """
 
     steps, target, seeded, ends_there = 3000, 1e-3, False, True
+    dtype = "float64"  # rounding alone makes optax's Prodigy take 289 steps or 349 on the wines
     ridge = 1e-4
 
     @cached_property
     def data(self):
         X, y = self.load(return_X_y=True)
         X = X / np.abs(X).max(axis=self.scaled)
-        return np.c_[X, np.ones(len(X))].astype("float32"), y.astype("int32")
+        return np.c_[X, np.ones(len(X))], y.astype("int32")
 
     def start(self, rng):
         X, y = self.data

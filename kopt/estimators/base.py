@@ -113,7 +113,9 @@ class KerasEstimator(BaseEstimator):
         routed = self._routed("optimizer__")
         inside = given.get_params() if hasattr(given, "get_params") and not isinstance(given, type) else {}
         for name in routed.keys() - config.keys() - inside.keys():
-            self._refuse("optimizer__", name, kind.__name__, [known for known in {**config, **inside} if known != "name"])
+            self._refuse(
+                "optimizer__", name, kind.__name__, [known for known in {**config, **inside} if known != "name"]
+            )
         config |= {name: value for name, value in routed.items() if name in config}
         if nested := {name: value for name, value in routed.items() if name not in config}:  # as in inner__beta_1
             config = kind.from_config(dict(config)).set_params(**nested).get_config()

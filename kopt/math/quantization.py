@@ -32,8 +32,11 @@ def quantize(x, values):
     scale = ops.max(ops.abs(x), axis=-1, keepdims=True)
     relative = x / ops.where(scale == 0, 1.0, scale)
     middles = ops.convert_to_tensor((values[1:] + values[:-1]) / 2, x.dtype)
-    codes = ops.searchsorted(middles, ops.reshape(relative, (-1,)), side="right")
-    return ops.reshape(codes, x.shape), scale
+    codes, half = ops.zeros_like(x, "int32"), len(values) // 2
+    while half:  # a binary search: XLA's `searchsorted` compares each entry with all values
+        codes = codes + half * ops.cast(relative >= ops.take(middles, codes + (half - 1)), "int32")
+        half //= 2
+    return codes, scale
 
 
 def dequantize(codes, scale, values):

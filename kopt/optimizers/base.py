@@ -105,6 +105,12 @@ class Optimizer(Hyperparameters, State, Step, keras.optimizers.Optimizer):
         super().__init_subclass__(**kwargs)
         keras.saving.register_keras_serializable(cls.__module__.partition(".")[0])(cls)
 
+    def _view(self, kind=None, **changes):
+        """A rule for some of the weights: this optimizer with the same hyperparameters and other attributes."""
+        view = object.__new__(kind or type(self))
+        view.__dict__.update(vars(self), **changes)
+        return view
+
     # ---- what an algorithm writes --------------------------------------------------------------------------------
 
     def slots(self, shape) -> dict[str, Slot | tuple[int, ...]]:
@@ -159,7 +165,8 @@ class Optimizer(Hyperparameters, State, Step, keras.optimizers.Optimizer):
 
     def _rate_after(self, steps):
         """The learning rate after so many steps: a tensor, or the variable that holds it."""
-        if isinstance(rate := self._learning_rate, LearningRateSchedule):
+        rate = self._learning_rate
+        if isinstance(rate, LearningRateSchedule):
             return rate(steps)
         return rate() if callable(rate) and not isinstance(rate, keras.Variable) else rate
 

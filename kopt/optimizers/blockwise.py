@@ -38,6 +38,7 @@ class AdamMini(AdamW):
         beta_2: decay of the mean square, in [0, 1).
         epsilon: smallest scale of a step's denominator, in [0, inf).
         weight_decay: in [0, inf), a schedule, or None for no decay.
+        weight_decay_mode: "coupled", "independent" or "corrected", see `kopt.AdamW`.
         **common: see `kopt.Optimizer`.
 
     References:
@@ -50,16 +51,11 @@ class AdamMini(AdamW):
     """The axes whose indices count units."""
 
     def routes(self):
-        return {"": self} | {str(units): self._with_units(units) for _, _, units in UNITS}
+        return {"": self} | {str(units): self._view(units=units) for _, _, units in UNITS}
 
     def route(self, path, shape):
         found = (str(units) for end, ndim, units in UNITS if len(shape) == ndim and re.search(end, path))
         return next(found, "")
-
-    def _with_units(self, units):
-        view = object.__new__(type(self))
-        view.__dict__.update(vars(self), units=units)
-        return view
 
     def _shared_axes(self, ndim):
         """The axes that lie within a unit, counted from the end."""

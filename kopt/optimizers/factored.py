@@ -1,11 +1,9 @@
 """A second moment in factors: the means of its rows and of its columns in the place of all entries."""
 
-from numbers import Integral
 from typing import Unpack
 
 from keras import ops
 
-from kopt._checks import check_range
 from kopt.math import ema, rms
 from kopt.optimizers.base import Common, Optimizer, Scheduled
 
@@ -89,6 +87,7 @@ class Adafactor(Optimizer):
         "epsilon_1": "[0, inf)",
         "epsilon_2": "[0, inf)",
     }
+    integers = {"min_dim_size_to_factor": "[1, inf)"}
 
     def __init__(
         self,
@@ -110,9 +109,7 @@ class Adafactor(Optimizer):
         self.beta_2_cap, self.decay_rate, self.clip_threshold = beta_2_cap, decay_rate, clip_threshold
         self.momentum, self.epsilon_1, self.epsilon_2 = momentum, epsilon_1, epsilon_2
         self.relative_step, self.scale_parameter, self.warmup_init = relative_step, scale_parameter, warmup_init
-        self.min_dim_size_to_factor = check_range(
-            self, "[1, inf)", kind=Integral, min_dim_size_to_factor=min_dim_size_to_factor
-        )
+        self.min_dim_size_to_factor = min_dim_size_to_factor
         if warmup_init and not relative_step:
             raise ValueError(
                 "Adafactor: warmup_init must be False where relative_step is False, got True. "

@@ -62,15 +62,10 @@ class Graft(Wrapper):
 
     def routes(self):
         return {
-            f"{a}, {b}": self._of(inner, heading)
+            f"{a}, {b}": self._view(inner=inner, heading=heading)
             for a, inner in self.inner.routes().items()
             for b, heading in self.heading.routes().items()
         }
 
     def route(self, path, shape):
         return f"{self.inner.route(path, shape)}, {self.heading.route(path, shape)}"
-
-    def _of(self, inner, heading):
-        view = object.__new__(type(self))
-        view.__dict__.update(vars(self), inner=inner, heading=heading)
-        return view

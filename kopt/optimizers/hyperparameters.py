@@ -50,13 +50,17 @@ class Hyperparameters:
     choices: ClassVar[dict[str, tuple]] = {}
     """What arguments that are no numbers may be."""
 
+    patterns: ClassVar[tuple[str, ...]] = ("no_decay",)
+    """Arguments that hold a regular expression or several."""
+
     @classmethod
     @functools.cache
     def _declared(cls, kind):
-        """What a class and its parents declare as `ranges`, `integers` or `choices`."""
+        """What a class and its parents declare as `ranges`, `integers`, `choices` or `patterns`, by argument."""
         found = dict(RANGES) if kind == "ranges" else {}
         for base in reversed(cls.__mro__):
-            found |= vars(base).get(kind, {})
+            own = vars(base).get(kind, {})
+            found |= own if isinstance(own, dict) else dict.fromkeys(own)
         return found
 
     @classmethod
@@ -140,8 +144,8 @@ class Hyperparameters:
 
     def _checked_option(self, name, value):
         """The value of what is no input, as it is kept."""
-        if name == "no_decay":
-            return _patterns(type(self).__name__, name, value)
+        if name in self._declared("patterns"):
+            return checked_patterns(type(self).__name__, name, value)
         if name == "groups":
             return self._groups(value)
         default = self._signature().get(name, value)
@@ -162,7 +166,7 @@ class Hyperparameters:
             raise TypeError(
                 f"{who}: groups must map patterns to factors, as in {{'bias': {{'learning_rate': 2}}}}, got {groups!r}."
             )
-        _patterns(who, "groups", groups)
+        checked_patterns(who, "groups", groups)
         for factors in groups.values():
             for name, value in factors.items():
                 check_choice(f"{who}: groups", ("learning_rate", "weight_decay"), factor=name)
@@ -312,7 +316,8 @@ def _current(given, variable):
     return given if held == np.asarray(given, held.dtype) else float(held)
 
 
-def _patterns(owner, option, patterns):
+def checked_patterns(owner, option, patterns):
+    """Returns regular expressions as a tuple; raises ValueError if one of them is none."""
     patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
     for pattern in patterns:
         try:

@@ -8,7 +8,6 @@ from keras import ops
 from kopt.math import norm, trust_ratio
 from kopt.optimizers.adam import AdamW
 from kopt.optimizers.base import Common, CommonButDecay, Scheduled
-from kopt.optimizers.hyperparameters import _patterns
 from kopt.optimizers.sparing import Sparing
 
 
@@ -45,6 +44,7 @@ class LARS(Sparing):
 
     cites = ("you2017lars",)
     sparing = "no_adaptation"
+    patterns = ("no_adaptation",)
     ranges = {"trust_coefficient": "[0, inf)"}
 
     def __init__(
@@ -62,7 +62,7 @@ class LARS(Sparing):
         super().__init__(learning_rate, **common)
         self.momentum, self.nesterov = momentum, nesterov
         self.trust_coefficient, self.epsilon, self.clip_ratio = trust_coefficient, epsilon, clip_ratio
-        self.no_adaptation = _patterns(type(self).__name__, "no_adaptation", no_adaptation)
+        self.no_adaptation = no_adaptation
 
     def slots(self, shape):
         return dict(m=shape)
@@ -117,6 +117,7 @@ class LAMB(Sparing, AdamW):
 
     elementwise = False
     sparing = "no_adaptation"
+    patterns = ("no_adaptation",)
     cites = ("you2020lamb", "fong2020lambc")
 
     def __init__(
@@ -135,7 +136,7 @@ class LAMB(Sparing, AdamW):
             learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, weight_decay=weight_decay, **common
         )
         self.clip_ratio = clip_ratio
-        self.no_adaptation = _patterns(type(self).__name__, "no_adaptation", no_adaptation)
+        self.no_adaptation = no_adaptation
 
     def finish(self, u, w, h):
         u = super().finish(u, w, h)

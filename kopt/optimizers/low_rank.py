@@ -1,13 +1,11 @@
 """State in a subspace: of each matrix of gradients a few directions, found anew from time to time."""
 
 import math
-from numbers import Integral
 from typing import Unpack
 
 from keras import ops
 
 from kopt._backend import normal
-from kopt._checks import check_choice, check_range
 from kopt.math import debias, ema, norm
 from kopt.optimizers.base import Common, Optimizer, Scheduled
 from kopt.optimizers.wrapper import Wrapper
@@ -51,11 +49,10 @@ class GaLore(Wrapper):
         r = Pᵀ g
         u = scale · P · (the inner optimizer's direction for r)
 
-    For matrices too large for Adam's state beside them: with a shorter side of n, P and Adam's moments take
-    (n + 2 · long side) · rank. Weights whose shorter side is not above `rank`, and those of one axis, are left to the
-    inner optimizer as they are; convolution kernels are matrices with their last axis against the others. The decay
-    is that of the inner optimizer, on the whole weight. The authors' `rank` is a quarter of the shorter side to pre-train,
-    and 4 to fine-tune.
+    For matrices too large for Adam's state beside them: P and Adam's moments take (shorter + 2 · longer side) · rank.
+    Weights whose shorter side is not above `rank`, and those of one axis, are left to the inner optimizer as they are;
+    convolution kernels are matrices with their last axis against the others. The decay is that of the inner optimizer,
+    on the whole weight. The authors' `rank` is a quarter of the shorter side to pre-train, and 4 to fine-tune.
 
     The shorter side is projected, as in the paper and the authors' code (optax projects the longer one, whose state is
     smaller but not the paper's). As there, moments are not rotated when P changes; the signs of the new vectors, which
@@ -78,12 +75,11 @@ class GaLore(Wrapper):
 
     cites = ("zhao2024galore",)
     ranges = {"scale": "[0, inf)"}
+    integers = {"rank": "[1, inf)", "gap": "[1, inf)"}
 
     def __init__(self, inner, *, rank=128, gap=200, scale: Scheduled = 0.25):
         super().__init__(inner)
-        self.rank = check_range(self, "[1, inf)", kind=Integral, rank=rank)
-        self.gap = check_range(self, "[1, inf)", kind=Integral, gap=gap)
-        self.scale = scale
+        self.rank, self.gap, self.scale = rank, gap, scale
         for rule in inner.routes().values():
             if not rule._is_elementwise or rule.averages or type(rule).measure is not Optimizer.measure:
                 raise ValueError(
@@ -115,10 +111,9 @@ class APOLLO(Optimizer):
         u ← u · min(1, 1.01 ‖last u‖ / ‖u‖)
         w ← w - learning_rate · √scale · u · √(1 - β₂ᵗ) / (1 - β₁ᵗ)
 
-    For pre-training where Adam's state does not fit: with a longer side of n, the moments take 2 n · rank, and P is
-    drawn from its seed whenever needed. The direction itself has no momentum. Weights whose shorter
-    side is not above `rank`, and those of one axis, take Adam's steps; convolution kernels are matrices with their
-    last axis against the others.
+    For pre-training where Adam's state does not fit: the moments take 2 · longer side · rank, and P is drawn from its
+    seed whenever needed. The direction itself has no momentum. Weights whose shorter side is not above `rank`, and
+    those of one axis, take Adam's steps; convolution kernels are matrices with their last axis against the others.
 
     As in the authors' code, ε is added and growth is limited before the bias is corrected, and `scale` acts by its
     root. The limit does not hold after a gradient of zeros, from which their code takes thousands of steps to grow.
@@ -147,6 +142,8 @@ class APOLLO(Optimizer):
 
     cites = ("zhu2025apollo", "chen2024fira")
     ranges = {"scale": "[0, inf)"}
+    integers = {"rank": "[1, inf)", "gap": "[1, inf)", "seed": f"[0, {2**31})"}
+    choices = {"projection": ("random", "svd")}
 
     def __init__(
         self,
@@ -164,10 +161,7 @@ class APOLLO(Optimizer):
     ):
         super().__init__(learning_rate, **common)
         self.beta_1, self.beta_2, self.epsilon, self.scale = beta_1, beta_2, epsilon, scale
-        self.rank = check_range(self, "[1, inf)", kind=Integral, rank=rank)
-        self.gap = check_range(self, "[1, inf)", kind=Integral, gap=gap)
-        self.projection = check_choice(self, ("random", "svd"), projection=projection)
-        self.seed = check_range(self, f"[0, {2**31})", kind=Integral, seed=seed)
+        self.rank, self.gap, self.projection, self.seed = rank, gap, projection, seed
 
     def slots(self, shape):
         if (matrix := sides(shape, self.rank)) is None:

@@ -12,7 +12,6 @@ from kopt._checks import check_choice, check_range
 from kopt.math import as_matrix, ema, newton_schulz
 from kopt.optimizers.adam import Adam
 from kopt.optimizers.base import Common, Optimizer, Scheduled
-from kopt.optimizers.hyperparameters import _patterns
 
 AUXILIARY_RATES = {"spectral": 0.015, "adam-rms": 1.0}
 """What each scale's learning rate is multiplied by to be AdamW's."""
@@ -60,6 +59,7 @@ class Muon(Optimizer):
     """
 
     cites = ("jordan2024muon", "liu2025muon")
+    patterns = ("auxiliary",)
 
     def __init__(
         self,
@@ -82,14 +82,14 @@ class Muon(Optimizer):
         self.steps = check_range(self, "[1, inf)", kind=Integral, steps=steps)
         self.scale = check_choice(self, tuple(AUXILIARY_RATES), scale=scale)
         self.precision = check_choice(self, ("bfloat16", None), precision=precision)
-        self.auxiliary = _patterns(type(self).__name__, "auxiliary", auxiliary)
+        self.auxiliary = auxiliary
         self.auxiliary_rate = auxiliary_rate
         if auxiliary_rate is not None:
             check_range(self, "[0, inf)", auxiliary_rate=auxiliary_rate)
         self.beta_1, self.beta_2, self.epsilon = beta_1, beta_2, epsilon
 
     def routes(self):
-        return {"": self, "auxiliary": _Auxiliary.beside(self)}
+        return {"": self, "auxiliary": self._view(_Auxiliary)}
 
     def route(self, path, shape):
         excluded = len(shape) < 2 or any(re.search(pattern, path) for pattern in self.auxiliary)
@@ -109,17 +109,8 @@ class Muon(Optimizer):
         return 0.2 * math.sqrt(max(inputs, outputs)) * u, dict(m=m)
 
 
-class _Auxiliary(Muon):
+class _Auxiliary(Adam):
     """What Muon does with weights that are no matrices: AdamW, with Muon's hyperparameters."""
-
-    elementwise = True
-    slots, direction = Adam.slots, Adam.direction
-
-    @classmethod
-    def beside(cls, muon):
-        rule = object.__new__(cls)
-        rule.__dict__.update(vars(muon))
-        return rule
 
     def finish(self, u, w, h):
         rate = AUXILIARY_RATES[self.scale] if self.auxiliary_rate is None else self.auxiliary_rate

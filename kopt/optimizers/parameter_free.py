@@ -63,6 +63,7 @@ class Prodigy(Optimizer):
     """
 
     cites = ("mishchenko2024prodigy",)
+    elementwise = True
     ranges = {"initial_distance": "(0, inf)", "distance_factor": "(0, inf)"}
 
     def __init__(
@@ -90,7 +91,7 @@ class Prodigy(Optimizer):
         self.stride = check_range(self, "[1, inf)", kind=Integral, stride=stride)
 
     @property
-    def elementwise(self):
+    def _is_elementwise(self):
         return self.stride == 1
 
     def slots(self, shape):

@@ -2,11 +2,9 @@
 
 import math
 import re
-from numbers import Integral
 
 from keras import ops
 
-from kopt._checks import check_choice, check_range
 from kopt.math.quantization import dequantize, dynamic_values, linear_values, pack, quantize, unpack
 from kopt.optimizers.packs import Slot
 from kopt.optimizers.wrapper import Wrapper
@@ -60,14 +58,14 @@ class Quantized(Wrapper):
     """
 
     cites = ("dettmers2022eightbit", "li2023fourbit")
+    integers = {"block": "[2, inf)", "min_size": "[1, inf)"}
+    choices = {"bits": tuple(BLOCK)}
 
     def __init__(self, inner, *, bits=8, block=None, min_size=4096):
         super().__init__(inner)
-        self.bits = check_choice(self, tuple(BLOCK), bits=bits)
-        self.block = block
-        if block is not None and check_range(self, "[2, inf)", kind=Integral, block=block) % 2:
+        self.bits, self.block, self.min_size = bits, block, min_size
+        if self._block % 2:
             raise ValueError(f"Quantized: block must be even, got {block}.")
-        self.min_size = check_range(self, "[1, inf)", kind=Integral, min_size=min_size)
         if not any(MOMENT.fullmatch(name) for rule in inner.routes().values() for name in rule.slots((2, 2))):
             raise ValueError(f"Quantized: inner must keep moments, in slots called m or v, got {inner!r}.")
 

@@ -6,7 +6,7 @@ from typing import Unpack
 
 from kopt import _backend
 from kopt.optimizers.base import Common, Optimizer, Scheduled
-from kopt.optimizers.hyperparameters import OPTIONS, _patterns
+from kopt.optimizers.hyperparameters import OPTIONS, checked_patterns
 from kopt.optimizers.wrapper import INHERITED, Wrapper
 
 
@@ -115,7 +115,7 @@ class Route(_Router):
         **common: Unpack[Common],
     ):
         super().__init__(learning_rate, **common)
-        _patterns(type(self).__name__, "optimizers", optimizers)
+        checked_patterns(type(self).__name__, "optimizers", optimizers)
         for pattern, part in optimizers.items():
             check_part(self, f"optimizers, at {pattern!r},", part)
         check_part(self, "otherwise", otherwise)
@@ -150,6 +150,8 @@ class Matrices(_Router):
         ValueError: one of them is built already, or has an option that only the router can have.
     """
 
+    patterns = ("exclude",)
+
     def __init__(
         self,
         matrices: Optimizer,
@@ -163,7 +165,7 @@ class Matrices(_Router):
         for name, part in dict(matrices=matrices, others=others).items():
             check_part(self, name, part)
         self.matrices, self.others = matrices, others
-        self.exclude = _patterns(type(self).__name__, "exclude", exclude)
+        self.exclude = exclude
 
     def parts(self):
         return dict(matrices=self.matrices, others=self.others)

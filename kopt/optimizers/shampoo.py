@@ -21,7 +21,7 @@ class Shampoo(Optimizer):
         u = P_L m̂ P_R · ‖m̂ / (√v̂ + ε_g)‖ / ‖P_L m̂ P_R‖              before `start`: u = m̂ / (√v̂ + ε_g)
 
     with m the mean gradient and k the number of axes: the exponent is -1/4 for a matrix and -1/2 for a bias, which
-    this makes full-matrix Adagrad. The winner of AlgoPerf's 2024 competition: 28 % less time than NadamW. Its factors
+    this makes full-matrix Adagrad. It won AlgoPerf's 2024 competition, with 28 % less time than NadamW. Its factors
     cost twice the weight or more in memory; where that or the eigendecompositions are too much, take `kopt.Kron`.
 
     *Grafting* gives each block's step the length that another method's would have, so that its learning rate and

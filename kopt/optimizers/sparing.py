@@ -18,15 +18,9 @@ class Sparing(Optimizer):
         routes = super().routes()
         if not getattr(self, self.sparing):
             return routes
-        return routes | {f"spared {name}": _spared(rule) for name, rule in routes.items()}
+        return routes | {f"spared {name}": rule._view(spares=True) for name, rule in routes.items()}
 
     def route(self, path, shape):
         route = super().route(path, shape)
         matches = any(re.search(pattern, path) for pattern in getattr(self, self.sparing))
         return f"spared {route}" if matches else route
-
-
-def _spared(rule):
-    view = object.__new__(type(rule))
-    view.__dict__.update(vars(rule), spares=True)
-    return view

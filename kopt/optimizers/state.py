@@ -17,8 +17,9 @@ from kopt.optimizers.packs import LARGE, Pack, Slot, Treatment
 class State:
     """The part of an optimizer that makes and saves its state.
 
-    Once it is built, `_kept` has its `rules` by route (see `Optimizer.routes`), the `shared` scalars of each, the
-    `packs` of weights with their slots, and `flags`, scalars of the base itself.
+    Once it is built, `_kept` has its `rules` by route (see `Optimizer.routes`), the `packs` of weights with their
+    slots, the `shared` scalars, and `flags`, scalars of the base itself. Routes whose rules have the same
+    hyperparameters share their scalars: `owners` has the route under which each finds them.
     """
 
     _kept: Any
@@ -44,10 +45,13 @@ class State:
             rules = self.routes()
             flags = {"skipped_steps": 0.0} if self.skip_nonfinite else {}
             flags |= {"evaluating": 0.0} if any(rule.averages for rule in rules.values()) else {}
-            shared = {r: {n: self._scalar(n, x) for n, x in rule.shared().items()} for r, rule in rules.items()}
             flags = {name: self._scalar(name, value) for name, value in flags.items()}
             packs = self._lay_out(variables, rules)
-        self.__dict__["_kept"] = SimpleNamespace(rules=rules, shared=shared, flags=flags, packs=packs)
+            used = dict.fromkeys(pack.treatment.route for pack in packs)
+            first = {id(rules[route]._given): route for route in reversed(used)}
+            owners = {route: first[id(rules[route]._given)] for route in used}
+            shared = {r: {n: self._scalar(n, x) for n, x in rules[r].shared().items()} for r in first.values()}
+        self.__dict__["_kept"] = SimpleNamespace(rules=rules, owners=owners, shared=shared, flags=flags, packs=packs)
 
     def _scalar(self, name, value):
         def initial(shape, dtype):
@@ -116,13 +120,13 @@ class State:
         return rate, decays * math.prod(factors.get("weight_decay", 1.0) for factors in matching)
 
     def _check_patterns(self, paths):
-        for option, patterns in ("no_decay", self.no_decay), ("groups", self.groups):
-            for pattern in patterns:
-                if not any(re.search(pattern, path) for path in paths):
-                    raise ValueError(
-                        f"{type(self).__name__}: each pattern of {option} must match a weight's path, and {pattern!r} "
-                        f"matches none of {', '.join(paths[:8])}{', ...' if len(paths) > 8 else ''}."
-                    )
+        masks = [("no_decay", self.no_decay)] if self.no_decay else []
+        for option, patterns in (*masks, *(("groups", (pattern,)) for pattern in self.groups)):
+            if not any(re.search(pattern, path) for pattern in patterns for path in paths):
+                raise ValueError(
+                    f"{type(self).__name__}: {option} must match a weight's path, and {', '.join(map(repr, patterns))} "
+                    f"matches none of {', '.join(paths[:8])}{', ...' if len(paths) > 8 else ''}."
+                )
 
     def save_own_variables(self, store):
         """Writes the state: slots by the number of their weight and their name, all else by its number."""

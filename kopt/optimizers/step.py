@@ -112,18 +112,18 @@ class Step:
 
     def _advance(self, packs, given, numbers, shared):
         """The shared scalars of this step, from those of the last."""
-        new = {}
-        for route, rule in self._kept.rules.items():
-            sums = {}
-            for i, pack in packs.items():
-                if pack.treatment.route != route:
-                    continue
-                g, w, slots = given[i]
-                h = self._hyperparameters(pack, numbers, shared, shared)
-                for name, value in rule.measure(g, w, h.t, h, **slots).items():
-                    sums[name] = sums.get(name, 0.0) + ops.cast(value, self._wide)
-            h = rule._namespace(numbers, self._wide, (1.0, 1.0), shared[route], shared[route])
-            new[route] = shared[route] | rule.advance(h.t, h, **sums)
+        sums = {}
+        for i, pack in packs.items():
+            g, w, slots = given[i]
+            h = self._hyperparameters(pack, numbers, shared, shared)
+            own = sums.setdefault(self._kept.owners[pack.treatment.route], {})
+            for name, value in self._rule(pack).measure(g, w, h.t, h, **slots).items():
+                own[name] = own.get(name, 0.0) + ops.cast(value, self._wide)
+        new = dict(shared)
+        for owner, own in sums.items():
+            rule = self._kept.rules[owner]
+            h = rule._namespace(numbers, self._wide, (1.0, 1.0), shared[owner], shared[owner])
+            new[owner] = shared[owner] | rule.advance(h.t, h, **own)
         return new
 
     def _where_given(self, pack, grads, new, old, step):
@@ -179,8 +179,8 @@ class Step:
 
     def _hyperparameters(self, pack, numbers, shared, last):
         """The `h` of a pack."""
-        how = pack.treatment
-        return self._rule(pack)._namespace(numbers, how.dtype, how.factors, shared[how.route], last[how.route])
+        how, owner = pack.treatment, self._kept.owners[pack.treatment.route]
+        return self._rule(pack)._namespace(numbers, how.dtype, how.factors, shared[owner], last[owner])
 
     def _namespace(self, numbers, dtype, factors, shared, last):
         now = {"t": numbers["t"]} | numbers[id(self._given)] | shared

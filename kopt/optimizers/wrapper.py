@@ -99,11 +99,7 @@ class Wrapper(Optimizer):
 
     def around(self, rule):
         """This wrapper, with the same hyperparameters, around one of the rules of the optimizer inside."""
-        if rule is self.inner:
-            return self
-        view = object.__new__(type(self))
-        view.__dict__.update(vars(self), inner=rule)
-        return view
+        return self if rule is self.inner else self._view(inner=rule)
 
     # ---- its numbers and options are those of the optimizer inside -----------------------------------------------
 

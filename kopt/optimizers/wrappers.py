@@ -6,7 +6,6 @@ from keras import ops
 
 from kopt.math import norm, within
 from kopt.optimizers.base import Optimizer, Scheduled
-from kopt.optimizers.hyperparameters import _patterns
 from kopt.optimizers.sparing import Sparing
 from kopt.optimizers.wrapper import Wrapper
 
@@ -42,10 +41,11 @@ class _OfGradients(Sparing, Wrapper):
     """A change of gradients before the optimizer inside sees them."""
 
     sparing = "exclude"
+    patterns = ("exclude",)
 
     def __init__(self, inner, exclude):
         super().__init__(inner)
-        self.exclude = _patterns(type(self).__name__, "exclude", exclude)
+        self.exclude = exclude
 
     def gradient(self, g, w, h):
         raise NotImplementedError

@@ -135,8 +135,10 @@ def check_schedules(optimizer):
         assert _distance(path, _run(scheduled)) < 2e-5, f"{name} as a constant schedule departs from the constant"
         assert scheduled.get_config() == _copy(scheduled).get_config(), f"{name} as a schedule does not survive a copy"
     stop = keras.optimizers.schedules.PiecewiseConstantDecay([2], [_rate(optimizer), 0.0])
-    stopped = _run(_copy(optimizer, learning_rate=stop))
-    assert _distance(stopped, _run(_copy(optimizer), steps=3)) < 2e-5, "a schedule does not count steps from 0"
+    stopped, early = _Run(_copy(optimizer, learning_rate=stop)), _Run(_copy(optimizer))
+    stopped()
+    early(steps=3)
+    assert _distance(stopped.trained, early.trained) < 2e-5, "a schedule does not count steps from 0"
 
 
 def check_elementwise(optimizer):
@@ -285,11 +287,11 @@ class _Run:
     def __call__(self, steps=STEPS):
         for gradients in self.gradients[:steps]:
             self.step(gradients)
-        trained = self.weights()
+        self.trained = self.weights()
         if not self.optimizer.averages:
-            return trained
+            return self.trained
         self.optimizer.swap("evaluation")
-        return [w + 2 * x for w, x in zip(trained, self.weights(), strict=True)]  # what changes either changes this
+        return [w + 2 * x for w, x in zip(self.trained, self.weights(), strict=True)]  # shows a change of either
 
     def weights(self):
         return [np.asarray(v.numpy(), "float64") for v in self.variables]

@@ -24,7 +24,6 @@ _OF_COMPILE = {
 """Attributes that a model has of `compile` and `fit`, of which a program makes no use."""
 
 
-
 class Cache:
     """The `size` most recently used values by key, for any number of threads."""
 

@@ -86,7 +86,7 @@ CASES = {
     "AdamMini": kopt.AdamMini(0.05),
     "SM3": kopt.SM3(0.1),
     "GaLore": kopt.GaLore(kopt.AdamW(0.1), rank=1, gap=3),
-    "APOLLO": kopt.APOLLO(0.02, rank=1, gap=3),
+    "APOLLO": kopt.APOLLO(0.01, rank=2, gap=3),
     "APOLLO of singular vectors": kopt.APOLLO(0.05, rank=1, gap=3, projection="svd"),
     "APOLLOMini": kopt.APOLLOMini(0.01),
     "Quantized": kopt.Quantized(kopt.Adam(0.05), block=4, min_size=1),

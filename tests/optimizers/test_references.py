@@ -51,6 +51,8 @@ def compiled(function):
 @pytest.mark.parametrize("name", CASES)
 def test_the_path_is_the_references(name, dtype, tolerance):
     case = CASES[name]
+    if case["optimizer"] == "Kron" and keras.backend.backend() != "tensorflow":
+        pytest.skip("the random numbers of this path are TensorFlow's")
     optimizer = made(case["optimizer"], case["arguments"])
     variables = [keras.Variable(np.array(w, dtype), name=f"w{i}") for i, w in enumerate(PROBLEM["weights"])]
     optimizer.build(variables)

@@ -39,7 +39,7 @@ CASES = {  # file: (kopt class, its arguments, the reference)
             steps=3,
             scale="adam-rms",
             precision=None,
-            auxiliary=[],
+            auxiliary=["embed"],
             auxiliary_rate=0.5,
             beta_1=0.7,
             beta_2=0.9,
@@ -226,10 +226,10 @@ def kron_path(call, weights, gradients):
 
     seeds, update = [], kron._update_precond
 
-    def numbers(x):  # whose draws of whole numbers alone are the same with and without XLA
+    def numbers(x):  # by Box and Muller, from draws that are the same with and without XLA
         bits = tf.random.stateless_uniform((2, *x.shape), seeds, None, None, tf.uint32, alg="philox").numpy() >> 8
-        radius, angle = bits.astype("float32") * np.float32(2.0**-24)
-        return torch.tensor(np.sqrt(-2 * np.log1p(-radius)) * np.cos(2 * np.pi * angle), dtype=x.dtype)
+        radius, angle = tf.constant(bits.astype("float32")) * 2.0**-24
+        return torch.tensor((tf.sqrt(-2 * tf.math.log1p(-radius)) * tf.cos(2 * math.pi * angle)).numpy(), dtype=x.dtype)
 
     with (
         mock.patch.object(torch, "randn_like", numbers),

@@ -81,8 +81,16 @@ CASES = {  # file: (kopt class, its arguments, the reference)
     ),
     "adam_mini_changed": (  # it never decays what is called a bias
         "AdamMini",
-        dict(learning_rate=0.02, beta_1=0.8, beta_2=0.95, epsilon=0.01, weight_decay=0.1, no_decay=["^w0$"]),
-        "adam_mini.Adam_mini(named, lr=0.02, betas=(0.8, 0.95), eps=0.01, weight_decay=0.1, verbose=False)",
+        dict(
+            learning_rate=0.02,
+            beta_1=0.8,
+            beta_2=0.95,
+            epsilon=0.01,
+            weight_decay=0.002,
+            weight_decay_mode="independent",
+            no_decay=["^w0$"],
+        ),
+        "adam_mini.Adam_mini(named, lr=0.02, betas=(0.8, 0.95), eps=0.01, weight_decay=0.002 / 0.02, verbose=False)",
     ),
     "sm3": (
         "SM3",
