@@ -125,7 +125,11 @@ def test_private_names_of_keras_exist():
     from kopt import _backend
 
     for cls, names in _backend.PRIVATE.items():
-        instance = cls(0.1) if cls is keras.optimizers.Optimizer else cls()
+        if cls is keras.optimizers.Optimizer:
+            instance = cls(0.1, use_ema=True, gradient_accumulation_steps=2)
+            instance.build([keras.Variable(1.0)])
+        else:
+            instance = cls()
         assert not [name for name in names if not hasattr(instance, name)]
 
 

@@ -32,6 +32,7 @@ class Graft(Wrapper):
     """
 
     cites = ("agarwal2020disentangling",)
+    idle = ("heading__learning_rate", "heading__weight_decay")
 
     def __init__(self, inner: Optimizer, heading: Optimizer):
         super().__init__(inner)

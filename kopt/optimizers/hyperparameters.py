@@ -53,6 +53,9 @@ class Hyperparameters:
     patterns: ClassVar[tuple[str, ...]] = ("no_decay",)
     """Arguments that hold a regular expression or several."""
 
+    idle: ClassVar[tuple[str, ...]] = ()
+    """Hyperparameters of optimizers inside that play no part there, as in `heading__learning_rate`."""
+
     @classmethod
     @functools.cache
     def _declared(cls, kind):

@@ -1,12 +1,10 @@
 """PSGD: a preconditioner that is itself learned by gradient descent."""
 
-from numbers import Integral
 from typing import Unpack
 
 from keras import ops
 
 from kopt._backend import normal
-from kopt._checks import check_range
 from kopt.math import (
     along,
     as_matrix,
@@ -68,6 +66,7 @@ class Kron(Optimizer):
     """
 
     cites = ("li2018preconditioned", "pooladzandi2024curvature")
+    integers = {"max_size": "[0, inf)", "seed": "(-inf, inf)"}
     ranges = {
         "preconditioner_rate": "[0, 1]",
         "flat_steps": "[0, inf)",
@@ -93,8 +92,8 @@ class Kron(Optimizer):
         super().__init__(learning_rate, **common)
         self.beta_1, self.preconditioner_rate, self.initial_scale = beta_1, preconditioner_rate, initial_scale
         self.flat_steps, self.decay_rate, self.min_probability = flat_steps, decay_rate, min_probability
-        self.max_size = check_range(self, "[0, inf)", kind=Integral, max_size=max_size)
-        self.seed = check_range(self, "(-inf, inf)", kind=Integral, seed=seed)
+        self.max_size = max_size
+        self.seed = seed
 
     def slots(self, shape):
         axes = _axes(shape)

@@ -3,12 +3,10 @@
 import math
 import re
 from collections.abc import Iterable
-from numbers import Integral
 from typing import Unpack
 
 from keras import ops
 
-from kopt._checks import check_choice, check_range
 from kopt.math import as_matrix, ema, newton_schulz
 from kopt.optimizers.adam import Adam
 from kopt.optimizers.base import Common, Optimizer, Scheduled
@@ -59,6 +57,9 @@ class Muon(Optimizer):
     """
 
     cites = ("jordan2024muon", "liu2025muon")
+    integers = {"steps": "[1, inf)"}
+    ranges = {"auxiliary_rate": "[0, inf)"}
+    choices = {"scale": tuple(AUXILIARY_RATES), "precision": ("bfloat16",)}
     patterns = ("auxiliary",)
 
     def __init__(
@@ -79,13 +80,10 @@ class Muon(Optimizer):
     ):
         super().__init__(learning_rate, **common)
         self.momentum, self.nesterov = momentum, nesterov
-        self.steps = check_range(self, "[1, inf)", kind=Integral, steps=steps)
-        self.scale = check_choice(self, tuple(AUXILIARY_RATES), scale=scale)
-        self.precision = check_choice(self, ("bfloat16", None), precision=precision)
+        self.steps = steps
+        self.scale, self.precision = scale, precision
         self.auxiliary = auxiliary
         self.auxiliary_rate = auxiliary_rate
-        if auxiliary_rate is not None:
-            check_range(self, "[0, inf)", auxiliary_rate=auxiliary_rate)
         self.beta_1, self.beta_2, self.epsilon = beta_1, beta_2, epsilon
 
     def routes(self):

@@ -1,12 +1,10 @@
 """Shampoo: a full-matrix preconditioner for each axis of a weight."""
 
 import math
-from numbers import Integral
 from typing import Unpack
 
 from keras import ops
 
-from kopt._checks import check_choice, check_range
 from kopt.math import along, debias, ema, gram, inverse_root, join_blocks, merge_axes, split_blocks, tile, trust_ratio
 from kopt.optimizers.base import Common, Optimizer, Scheduled
 
@@ -50,6 +48,8 @@ class Shampoo(Optimizer):
     """
 
     cites = ("gupta2018shampoo", "shi2023distributed")
+    choices = {"graft": GRAFTS}
+    integers = {"frequency": "[1, inf)", "start": "[1, inf)", "block_size": "[1, inf)"}
     ranges = {"beta_2": "[0, 1]", "epsilon": "(0, inf)", "graft_epsilon": "[0, inf)"}
 
     def __init__(
@@ -68,10 +68,10 @@ class Shampoo(Optimizer):
     ):
         super().__init__(learning_rate, **common)
         self.beta_1, self.beta_2, self.epsilon, self.graft_epsilon = beta_1, beta_2, epsilon, graft_epsilon
-        self.frequency = check_range(self, "[1, inf)", kind=Integral, frequency=frequency)
-        self.start = check_range(self, "[1, inf)", kind=Integral, start=start)
-        self.block_size = check_range(self, "[1, inf)", kind=Integral, block_size=block_size)
-        self.graft = check_choice(self, GRAFTS, graft=graft)
+        self.frequency = frequency
+        self.start = start
+        self.block_size = block_size
+        self.graft = graft
 
     def slots(self, shape):
         counts, sizes = tile(merge_axes(shape, self.block_size), self.block_size)

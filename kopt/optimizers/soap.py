@@ -1,11 +1,9 @@
 """Adam in the eigenbasis of Shampoo's preconditioner."""
 
-from numbers import Integral
 from typing import Unpack
 
 from keras import ops
 
-from kopt._checks import check_range
 from kopt.math import along, debias, eigenvectors, ema, gram, merge_axes, refine_eigenvectors, spread, transpose
 from kopt.optimizers.base import CommonButDecay, Optimizer, Scheduled
 
@@ -44,6 +42,7 @@ class SOAP(Optimizer):
     """
 
     cites = ("vyas2024soap",)
+    integers = {"frequency": "[1, inf)", "max_size": "[0, inf)"}
     ranges = {"epsilon": "(0, inf)"}  # the first step has nothing else to divide by
 
     def __init__(
@@ -61,8 +60,8 @@ class SOAP(Optimizer):
     ):
         super().__init__(learning_rate, weight_decay=weight_decay, **common)
         self.beta_1, self.beta_2, self.epsilon = beta_1, beta_2, epsilon
-        self.frequency = check_range(self, "[1, inf)", kind=Integral, frequency=frequency)
-        self.max_size = check_range(self, "[0, inf)", kind=Integral, max_size=max_size)
+        self.frequency = frequency
+        self.max_size = max_size
         self.merge = merge
 
     def slots(self, shape):

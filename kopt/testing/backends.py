@@ -58,3 +58,18 @@ def mirrored(devices):
     import tensorflow as tf
 
     return tf.distribute.MirroredStrategy(devices, cross_device_ops=tf.distribute.ReductionToOneDevice())
+
+
+def replicated_step(strategy, optimizer, variables):
+    """Returns a compiled step in which one replica has a quarter of each gradient, and the other the rest."""
+    import tensorflow as tf
+
+    @tf.function
+    def step(gradients):
+        def replica():
+            first = tf.distribute.get_replica_context().replica_id_in_sync_group == 0
+            optimizer.apply([g * tf.where(first, tf.cast(0.25, g.dtype), 0.75) for g in gradients], variables)
+
+        strategy.run(replica)
+
+    return step

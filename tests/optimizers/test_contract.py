@@ -3,7 +3,7 @@
 import pytest
 
 import kopt
-from kopt.testing import optimizer_checks
+from kopt.testing import check_optimizer
 
 CASES = {
     "SGD": kopt.SGD(0.1),
@@ -65,18 +65,17 @@ CASES = {
     "DAdaptSGD momentum": kopt.DAdaptSGD(initial_distance=0.2, momentum=0.9),
     "DoG": kopt.DoG(initial_distance=0.05),
     "LDoG": kopt.LDoG(initial_distance=0.05),
-    "DoWG": kopt.DoWG(initial_distance=0.1),
+    "DoWG": kopt.DoWG(initial_distance=0.02),
     "Mechanic": kopt.Mechanic(kopt.SGD(1.0, momentum=0.9), initial_scale=0.01),
     "ScheduleFree": kopt.ScheduleFree(kopt.Lion(0.01, beta_1=0.5)),
     "ScheduleFreeAdamW": kopt.ScheduleFreeAdamW(0.05, warmup_steps=5),
     "ScheduleFreeSGD": kopt.ScheduleFreeSGD(0.1, warmup_steps=5),
-    "ScheduleFreeRAdam": kopt.ScheduleFreeRAdam(0.05, beta_2=0.95),
-    "ScheduleFreeRAdam loud": kopt.ScheduleFreeRAdam(0.05, beta_2=0.95, silent=False),
+    "ScheduleFreeRAdam": kopt.ScheduleFreeRAdam(0.05, beta_2=0.95, silent=False),
     "EMA": kopt.EMA(kopt.AdamW(0.05), momentum=0.9),
     "EMA biased": kopt.EMA(kopt.LAMB(0.05), momentum=0.5, debias=False),
-    "SWA": kopt.SWA(kopt.SGD(0.1), start=4, every=2),
+    "SWA": kopt.SWA(kopt.SGD(0.1, momentum=0.5), start=1, every=2),
     "PolynomialAverage": kopt.PolynomialAverage(kopt.DoG(initial_distance=0.05)),
-    "Lookahead": kopt.Lookahead(kopt.AdamW(0.05), every=5),
+    "Lookahead": kopt.Lookahead(kopt.AdamW(0.05), every=3),
     "Adafactor": kopt.Adafactor(0.5, epsilon_2=0.5, min_dim_size_to_factor=2),
     "Adafactor warmup": kopt.Adafactor(5.0, epsilon_2=0.5, warmup_init=True),
     "Adafactor external": kopt.Adafactor(
@@ -99,7 +98,11 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("check", optimizer_checks(), ids=lambda check: check.__name__)
-def test_contract(case, check):
-    check(CASES[case])
+CORE = {"SGD Nesterov", "Adam", "LAMB", "Prodigy", "ScheduleFreeAdamW", "Muon", "Cautious AdamW", "Quantized"}
+"""What the oldest versions run too: each kind of rule once."""
+
+
+@pytest.mark.parametrize("case", [n if n in CORE else pytest.param(n, marks=pytest.mark.slow) for n in CASES])
+def test_contract(case):
+    checked = check_optimizer(CASES[case])
+    assert len(checked) >= 12
