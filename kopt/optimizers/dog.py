@@ -144,6 +144,7 @@ class LDoG(DoG):
         https://arxiv.org/abs/2302.12022
     """
 
+    cites = ("ivgi2023dog",)
     elementwise = False
 
     def slots(self, shape):

@@ -33,6 +33,7 @@ class Ftrl(Optimizer):
     """
 
     elementwise = True
+    cites = ("mcmahan2013ad",)
     ranges = {
         "learning_rate_power": "(-inf, 0]",
         "initial_accumulator_value": "[0, inf)",
