@@ -113,7 +113,7 @@ def uniform(shape, seed, t, dtype):
         import tensorflow as tf
 
         seeds = tf.stack([tf.constant(seed, "int32"), t])  # of all draws, those of whole numbers agree with XLA's
-        bits = tf.random.stateless_uniform(shape, seeds, None, None, tf.uint32, alg="philox")
+        bits = tf.random.stateless_uniform(shape, seeds, minval=None, maxval=None, dtype=tf.uint32, alg="philox")  # pyright: ignore[reportArgumentType]
         bits = tf.cast(tf.bitwise.right_shift(bits, 8), tf.int32)
     else:
         import jax  # pyright: ignore[reportMissingImports]

@@ -5,7 +5,8 @@ from typing import Unpack
 from keras import ops
 
 from kopt.math import at_first, ema
-from kopt.optimizers.base import Common, Optimizer, Scheduled, Slot
+from kopt.optimizers.base import Common, Optimizer, Scheduled
+from kopt.optimizers.packs import Slot
 
 
 class Adagrad(Optimizer):

@@ -19,7 +19,7 @@ class Average(Wrapper):
     gradient comes late is its own average until then.
     """
 
-    averages = True
+    averages = True  # pyright: ignore[reportAssignmentType]
     elementwise = True
 
     def __init__(self, inner):

@@ -1,16 +1,14 @@
-"""The contract of every optimizer: a pure rule (`slots`, `direction`, `finish`); the base class does the rest."""
+"""The base class of every optimizer: a pure rule in Keras's clothes."""
 
 import re
 from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
-from typing import Any, ClassVar, TypeAlias, TypedDict, Unpack
+from typing import TypeAlias, TypedDict, Unpack
 
 import keras
 from keras.optimizers.schedules import LearningRateSchedule
 
-from kopt.optimizers.hyperparameters import OPTIONS, Hyperparameters
-from kopt.optimizers.packs import Slot
-from kopt.optimizers.state import State
+from kopt.optimizers.hyperparameters import OPTIONS
 from kopt.optimizers.step import Step
 
 Scheduled: TypeAlias = float | LearningRateSchedule
@@ -40,7 +38,7 @@ class Common(CommonButDecay, total=False):
     weight_decay: Scheduled | None
 
 
-class Optimizer(Hyperparameters, State, Step, keras.optimizers.Optimizer):
+class Optimizer(Step):
     """Base class of all kopt optimizers.
 
     A subclass writes its hyperparameters (the signature of `__init__`), its `slots` and its `direction`, and
@@ -81,15 +79,6 @@ class Optimizer(Hyperparameters, State, Step, keras.optimizers.Optimizer):
         ValueError: a hyperparameter is out of its range, or `no_decay` or `groups` holds no regular expressions.
     """
 
-    elementwise: ClassVar[bool] = False
-    """Whether each entry of the step depends on that same entry of `g`, `w` and the slots alone."""
-
-    averages: ClassVar[bool] = False
-    """Whether the weights to evaluate at are others than those that are trained: see `swap`."""
-
-    cites: ClassVar[tuple[str, ...]] = ()
-    """Keys of the papers in `references.bib`."""
-
     def __init__(self, learning_rate: Scheduled = 1e-3, **common: Unpack[Common]):
         self.__dict__.update(_given={}, _inputs=None, _wide=keras.config.floatx(), _kept=SimpleNamespace(packs=[]))
         if unknown := common.keys() - Common.__annotations__.keys():
@@ -110,55 +99,6 @@ class Optimizer(Hyperparameters, State, Step, keras.optimizers.Optimizer):
         view = object.__new__(kind or type(self))
         view.__dict__.update(vars(self), **changes)
         return view
-
-    # ---- what an algorithm writes --------------------------------------------------------------------------------
-
-    def slots(self, shape) -> dict[str, Slot | tuple[int, ...]]:
-        """The state kept for a weight of this shape, by name; a bare shape starts at zero."""
-        return {}
-
-    def direction(self, g, w, t, h, **slots):
-        """Returns `(u, slots)`: the direction, and the new value of each slot."""
-        raise NotImplementedError(f"{type(self).__name__} must define direction(g, w, t, h, **slots).")
-
-    def finish(self, u, w, h):
-        """u + weight_decay * w"""
-        return u if h.weight_decay is None else u + h.weight_decay * w
-
-    def shared(self) -> dict[str, float]:
-        """Scalars kept once for all weights, by name, with their initial values.
-
-        Rules find them in `h`, and what they were a step ago in `h.last`.
-        """
-        return {}
-
-    def measure(self, g, w, t, h, **slots) -> dict[str, Any]:
-        """What `advance` has to know of some weights, each a sum over them: the base adds up the sums of all."""
-        return {}
-
-    def advance(self, t, h, **sums) -> dict[str, Any]:
-        """Returns the new value of each shared scalar: once a step, before the directions."""
-        return {}
-
-    def evaluation(self, w, h, **slots):
-        """Returns `(w, slots)` to evaluate at, from those that are trained. See `averages`."""
-        return w, slots
-
-    def training(self, w, h, **slots):
-        """The inverse of `evaluation`."""
-        return w, slots
-
-    def routes(self) -> "dict[str, Optimizer]":
-        """The rules that update the weights, by name. Several only where an optimizer distributes them."""
-        return {"": self}
-
-    def route(self, path, shape) -> str:
-        """Which of the `routes` updates the weight of this path and shape."""
-        return ""
-
-    @property
-    def _is_elementwise(self):
-        return self.elementwise
 
     def _get_current_learning_rate(self):
         return self._rate_after(self.iterations)

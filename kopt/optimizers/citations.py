@@ -32,4 +32,4 @@ def bibliography():
     """Returns the entries of `references.bib` by key."""
     text = resources.files("kopt.optimizers").joinpath("references.bib").read_text("utf-8")
     entries = [entry.strip() for entry in re.split(r"^(?=@)", text, flags=re.MULTILINE) if entry.startswith("@")]
-    return {re.match(r"@\w+\{([^,]+),", entry)[1]: entry for entry in entries}
+    return {entry[entry.index("{") + 1 : entry.index(",")]: entry for entry in entries}

@@ -4,7 +4,8 @@ from typing import Unpack
 
 from keras import ops
 
-from kopt.optimizers.base import Common, Optimizer, Scheduled, Slot
+from kopt.optimizers.base import Common, Optimizer, Scheduled
+from kopt.optimizers.packs import Slot
 
 
 class Ftrl(Optimizer):

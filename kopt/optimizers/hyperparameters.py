@@ -220,7 +220,7 @@ class Hyperparameters:
         numbers = {name: given(step) for name, given in self._given.items() if isinstance(given, LearningRateSchedule)}
         if "learning_rate" in self._given and "learning_rate" not in numbers:
             numbers["learning_rate"] = self._rate_after(step)
-        return numbers | self._inputs
+        return numbers | (self._inputs or {})
 
     def _no_such_argument(self, name):
         known = list(self._signature())

@@ -142,8 +142,8 @@ class Pack:
     def _pieces(self, name, array):
         """Views of each weight's part of the array that holds a slot."""
         if not self.flat:
-            return [array] if len(self.members) == 1 else list(array)
-        pieces, start = [None] * len(self.members), 0
+            return [array] if len(self.members) == 1 else [array[i, ...] for i in range(len(self.members))]
+        pieces, start = [array] * len(self.members), 0
         for shape, positions in self._by_shape().items():
             for position in positions:
                 end = start + math.prod(shape)

@@ -47,7 +47,7 @@ class _Router(Optimizer):
         super().build(variables)
 
     @property
-    def averages(self):
+    def averages(self):  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether one of the optimizers inside averages weights."""
         return any(part.averages for part in self.parts().values())
 

@@ -11,15 +11,18 @@ import numpy as np
 from keras import ops
 
 from kopt._backend import outside_the_trace
+from kopt.optimizers.hyperparameters import Hyperparameters
 from kopt.optimizers.packs import LARGE, Pack, Slot, Treatment
+from kopt.optimizers.rule import Rule
 
 
-class State:
+class State(Rule, Hyperparameters, keras.optimizers.Optimizer):
     """The part of an optimizer that makes and saves its state.
 
-    Once it is built, `_kept` has its `rules` by route (see `Optimizer.routes`), the `packs` of weights with their
-    slots, the `shared` scalars, and `flags`, scalars of the base itself. Routes whose rules have the same
-    hyperparameters share their scalars: `owners` has the route under which each finds them.
+    Once it is built, `_kept`, which it shares with the optimizers inside it, has its `rules` by route (see
+    `Optimizer.routes`), the `packs` of weights with their slots, the `shared` scalars, and `flags`, scalars of the base
+    itself. Routes whose rules have the same hyperparameters share their scalars: `owners` has the route under which
+    each finds them.
     """
 
     _kept: Any
@@ -51,7 +54,9 @@ class State:
             first = {id(rules[route]._given): route for route in reversed(used)}
             owners = {route: first[id(rules[route]._given)] for route in used}
             shared = {r: {n: self._scalar(n, x) for n, x in rules[r].shared().items()} for r in first.values()}
-        self.__dict__["_kept"] = SimpleNamespace(rules=rules, owners=owners, shared=shared, flags=flags, packs=packs)
+        kept = SimpleNamespace(root=self, rules=rules, owners=owners, shared=shared, flags=flags, packs=packs)
+        for _, node in self._nodes():
+            node.__dict__["_kept"] = kept
 
     def _scalar(self, name, value):
         def initial(shape, dtype):
@@ -108,8 +113,7 @@ class State:
 
     def _same_slots(self):
         """Whether the hyperparameters, as they are now, ask for the slots that were built."""
-        rules = self.routes()
-        packs = self._kept.packs
+        rules, packs = self._kept.root.routes(), self._kept.packs
         return all(rules[p.treatment.route].slots(p.shapes[0]).keys() == p.slots.keys() for p in packs)
 
     def _factors(self, path):

@@ -7,13 +7,11 @@ from keras import ops, tree
 
 from kopt._backend import assign, dense, fused
 from kopt._checks import check_choice
+from kopt.optimizers.state import State
 
 
-class Step:
+class Step(State):
     """The part of an optimizer that steps, and that swaps weights with their averages."""
-
-    _kept: Any
-    _wide: str
 
     def _backend_apply_gradients(self, grads, trainable_variables):
         """Sums gradients over replicas, and assigns what the pure step makes of them."""

@@ -108,7 +108,7 @@ class Wrapper(Optimizer):
         return self.elementwise and self.inner._is_elementwise
 
     @property
-    def averages(self):
+    def averages(self):  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether the weights to evaluate at are others than those that are trained."""
         return self.inner.averages
 

@@ -6,7 +6,9 @@ import kopt
 from kopt import optimizers
 from kopt.optimizers.citations import bibliography
 
-CLASSES = [cls for cls in map(vars(optimizers).get, optimizers.__all__) if isinstance(cls, type) and hasattr(cls, "cites")]
+CLASSES = [
+    cls for cls in map(vars(optimizers).get, optimizers.__all__) if isinstance(cls, type) and hasattr(cls, "cites")
+]
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)

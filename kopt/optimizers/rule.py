@@ -1,0 +1,65 @@
+"""The contract: what an algorithm writes. The base class does the rest."""
+
+from typing import Any, ClassVar
+
+from kopt.optimizers.packs import Slot
+
+
+class Rule:
+    """An update rule: pure functions of tensors. `kopt.Optimizer` says what they are given."""
+
+    elementwise: ClassVar[bool] = False
+    """Whether each entry of the step depends on that same entry of `g`, `w` and the slots alone."""
+
+    averages: ClassVar[bool] = False
+    """Whether the weights to evaluate at are others than those that are trained: see `swap`."""
+
+    cites: ClassVar[tuple[str, ...]] = ()
+    """Keys of the papers in `references.bib`."""
+
+    def slots(self, shape) -> dict[str, Slot | tuple[int, ...]]:
+        """The state kept for a weight of this shape, by name; a bare shape starts at zero."""
+        return {}
+
+    def direction(self, g, w, t, h, **slots):
+        """Returns `(u, slots)`: the direction, and the new value of each slot."""
+        raise NotImplementedError(f"{type(self).__name__} must define direction(g, w, t, h, **slots).")
+
+    def finish(self, u, w, h):
+        """u + weight_decay * w"""
+        return u if h.weight_decay is None else u + h.weight_decay * w
+
+    def shared(self) -> dict[str, float]:
+        """Scalars kept once for all weights, by name, with their initial values.
+
+        Rules find them in `h`, and what they were a step ago in `h.last`.
+        """
+        return {}
+
+    def measure(self, g, w, t, h, **slots) -> dict[str, Any]:
+        """What `advance` has to know of some weights, each a sum over them: the base adds up the sums of all."""
+        return {}
+
+    def advance(self, t, h, **sums) -> dict[str, Any]:
+        """Returns the new value of each shared scalar: once a step, before the directions."""
+        return {}
+
+    def evaluation(self, w, h, **slots):
+        """Returns `(w, slots)` to evaluate at, from those that are trained. See `averages`."""
+        return w, slots
+
+    def training(self, w, h, **slots):
+        """The inverse of `evaluation`."""
+        return w, slots
+
+    @property
+    def _is_elementwise(self):
+        return self.elementwise
+
+    def routes(self) -> dict[str, Any]:
+        """The rules that update the weights, by name. Several only where an optimizer distributes them."""
+        return {"": self}
+
+    def route(self, path, shape) -> str:
+        """Which of the `routes` updates the weight of this path and shape."""
+        return ""
