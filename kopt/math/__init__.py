@@ -1,6 +1,6 @@
 """Pure pieces of update rules: each function is one line of a paper, on tensors, in `keras.ops` alone."""
 
-from kopt.math.averages import at_first, debias, ema
+from kopt.math.averages import at_first, debias, ema, rectified
 from kopt.math.matrices import (
     along,
     as_matrix,
@@ -18,7 +18,7 @@ from kopt.math.matrices import (
     tile,
     transpose,
 )
-from kopt.math.norms import norm, rms, trust_ratio, within
+from kopt.math.norms import mean, norm, rms, trust_ratio, within
 from kopt.math.ratios import ratio
 
 __all__ = [
@@ -31,10 +31,12 @@ __all__ = [
     "gram",
     "inverse_root",
     "join_blocks",
+    "mean",
     "merge_axes",
     "newton_schulz",
     "norm",
     "ratio",
+    "rectified",
     "refine_eigenvectors",
     "rms",
     "solve_along",

@@ -18,9 +18,15 @@ def norm(x, axes=None):
     return ops.sqrt(ops.sum(ops.square(x), axis=axes or within(x), keepdims=True))
 
 
+def mean(x, axes=None):
+    """sum(x) / n, over the n entries of each weight, or over those along some axes"""
+    axes = within(x) if axes is None else axes  # on JAX, `ops.mean` rounds float64 to float32
+    return ops.sum(x, axis=axes, keepdims=True) / math.prod(x.shape[axis] for axis in axes)
+
+
 def rms(x):
     """||x|| / sqrt(n), the root mean square of each weight's n entries"""
-    return norm(x) / math.sqrt(math.prod(x.shape[1:]))  # on JAX, `ops.mean` rounds float64 to float32
+    return ops.sqrt(mean(ops.square(x)))
 
 
 def trust_ratio(w, u):

@@ -6,7 +6,7 @@ from typing import Unpack
 
 from keras import ops
 
-from kopt.math import debias, ema
+from kopt.math import debias, ema, mean
 from kopt.optimizers.adam import AdamW
 from kopt.optimizers.base import Common, Optimizer, Scheduled
 
@@ -59,14 +59,14 @@ class AdamMini(AdamW):
 
     def _shared_axes(self, ndim):
         """The axes that lie within a unit, counted from the end."""
-        return [axis for axis in range(-ndim, 0) if axis not in self.units]
+        return tuple(axis for axis in range(-ndim, 0) if axis not in self.units)
 
     def slots(self, shape):
         shared = self._shared_axes(len(shape))
         return dict(m=shape, v=tuple(1 if i - len(shape) in shared else n for i, n in enumerate(shape)))
 
     def direction(self, g, w, t, h, *, m, v):
-        square = ops.mean(g * g, axis=self._shared_axes(len(g.shape) - 1), keepdims=True)
+        square = mean(g * g, self._shared_axes(len(g.shape) - 1))
         m, v = ema(m, g, h.beta_1), ema(v, square, h.beta_2)
         return debias(m, h.beta_1, t) / (ops.sqrt(debias(v, h.beta_2, t)) + h.epsilon), dict(m=m, v=v)
 

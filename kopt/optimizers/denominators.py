@@ -4,7 +4,7 @@ from typing import Unpack
 
 from keras import ops
 
-from kopt.math import debias, ema, norm, rms
+from kopt.math import debias, ema, norm, rectified, rms
 from kopt.optimizers.adam import Adam, AdamW, root
 from kopt.optimizers.base import Common, CommonButDecay, Optimizer, Scheduled
 from kopt.optimizers.packs import Slot
@@ -56,9 +56,7 @@ class RAdam(Adam):
     def direction(self, g, w, t, h, *, m, v):
         m, v = ema(m, g, h.beta_1), ema(v, g * g, h.beta_2)
         m_hat = debias(m, h.beta_1, t)
-        rho_inf = 2 / (1 - h.beta_2) - 1
-        rho = rho_inf - 2 * t / ops.expm1(-t * ops.log(h.beta_2))
-        rectifier = ops.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))
+        rho, rectifier = rectified(h.beta_2, t)
         unadapted = m_hat if self.early == "momentum" else 0.0
         return ops.where(rho > 5, rectifier * m_hat / root(v, t, h), unadapted), dict(m=m, v=v)
 

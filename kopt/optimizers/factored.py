@@ -4,7 +4,7 @@ from typing import Unpack
 
 from keras import ops
 
-from kopt.math import ema, rms
+from kopt.math import ema, mean, rms
 from kopt.optimizers.base import Common, Optimizer, Scheduled
 
 
@@ -23,13 +23,13 @@ def factors(shape, axes):
 def ema_of_factors(row, column, x, beta, axes):
     """beta * (row, column) + (1 - beta) * means of x over one axis and over the other"""
     one, other = axes
-    row = ema(row, ops.mean(x, axis=other, keepdims=True), beta)
-    return row, ema(column, ops.mean(x, axis=one, keepdims=True), beta)
+    row = ema(row, mean(x, (other,)), beta)
+    return row, ema(column, mean(x, (one,)), beta)
 
 
 def rsqrt_of_factors(row, column, axes):
     """(row column / mean(row))^-1/2, each factor by itself: their product may be too small for a float32"""
-    return ops.rsqrt(row / ops.mean(row, axis=axes[0], keepdims=True)) * ops.rsqrt(column)
+    return ops.rsqrt(row / mean(row, (axes[0],))) * ops.rsqrt(column)
 
 
 def clip_rms(u, threshold):

@@ -12,6 +12,7 @@ from kopt.math import (
     debias,
     ema,
     gram,
+    mean,
     rms,
     solve_along,
     spectral_bound,
@@ -131,7 +132,7 @@ class Kron(Optimizer):
     def _learned(self, q, x, t, h):
         """The factors after one step of gradient descent, all of one size."""
         b = ops.cast(normal(x.shape, self.seed, t, "float32"), x.dtype)  # the same numbers for every dtype
-        a = x + DISTURBANCE * ops.mean(ops.abs(x), axis=within(x), keepdims=True) * b
+        a = x + DISTURBANCE * mean(ops.abs(x)) * b
         for axis, factor in q.items():
             a = _times(axis, factor, a)
             b = solve_along(axis, transpose(factor), b) if _is_full(factor) else b / spread(axis, factor, b)

@@ -6,7 +6,7 @@ from typing import Unpack
 from keras import ops
 
 from kopt._checks import check_range
-from kopt.math import debias, ema, ratio
+from kopt.math import debias, ema, ratio, rectified
 from kopt.optimizers.base import Common, Optimizer, Scheduled
 from kopt.optimizers.wrapper import Wrapper
 
@@ -268,18 +268,12 @@ class ScheduleFreeRAdam(Interpolated):
     def slots(self, shape):
         return dict(v=shape, y_less_z=shape)
 
-    def rho(self, t, h):
-        """ρ∞ and ρ: how many squares v is worth at last, and now"""
-        last = 2 / (1 - h.beta_2) - 1
-        return last, last - 2 * t / ops.expm1(-t * ops.log(h.beta_2))
-
     def factor(self, t, h):
-        last, rho = self.rho(t, h)
-        rectifier = ops.sqrt((rho - 4) * (rho - 2) * last / ((last - 4) * (last - 2) * rho))
+        rho, rectifier = rectified(h.beta_2, t)
         return ops.where(rho > 4, rectifier, 0.0 if self.silent else 1.0)
 
     def base_step(self, g, z, y, t, h, *, v):
         v = ema(v, g * g, h.beta_2)
-        _, rho = self.rho(t, h)
+        rho, _ = rectified(h.beta_2, t)
         u = ops.where(rho > 4, g / (ops.sqrt(debias(v, h.beta_2, t)) + h.epsilon), g)
         return Optimizer.finish(self, u, y, h), dict(v=v)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from keras import ops
 
-from kopt.math import norm, within
+from kopt.math import mean, norm, within
 from kopt.optimizers.base import Optimizer, Scheduled
 from kopt.optimizers.sparing import Sparing
 from kopt.optimizers.wrapper import Wrapper
@@ -33,8 +33,7 @@ class Cautious(Wrapper):
     def direction(self, g, w, t, h, **slots):
         u, slots = super().direction(g, w, t, h, **slots)
         agree = ops.cast(u * g > 0, u.dtype)
-        share = ops.mean(agree, axis=within(agree), keepdims=True)
-        return u * agree / ops.maximum(share, 1e-3), slots
+        return u * agree / ops.maximum(mean(agree), 1e-3), slots
 
 
 class _OfGradients(Sparing, Wrapper):
@@ -121,4 +120,4 @@ class GradientCentralization(_OfGradients):
 
     def gradient(self, g, w, h):
         axes = within(g)[:-1]
-        return g - ops.mean(g, axis=axes, keepdims=True) if axes else g
+        return g - mean(g, axes) if axes else g
