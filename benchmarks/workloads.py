@@ -31,7 +31,8 @@ class Problem:
     """Whether the seed changes anything."""
     figure = "steps"
     """What is compared: the steps to the target, or the last score."""
-    dtype = "float32"
+    dtype = "float64"
+    """In float32 rounding decides: optax's own Prodigy takes 289 or 349 steps on the wines, by the order of a sum."""
     ends_there = False
     """Whether nothing more is of interest when the target is reached."""
 
@@ -96,7 +97,7 @@ def digits():
     """Handwritten digits in [0, 1] and their labels: 1497 to train on, and 300 to test."""
     X, y = datasets.load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(y))
-    X, y = X[order].astype("float32") / 16, y[order].astype("int32")
+    X, y = X[order] / 16, y[order].astype("int32")
     return X[:1497], y[:1497], X[1497:], y[1497:]
 
 
@@ -154,7 +155,7 @@ class Autoencoder(Problem):
     @cached_property
     def entropy(self):
         """The least loss there is: -p log p - (1 - p) log(1 - p), summed over pixels."""
-        p = np.clip(self.data.astype("float64"), 1e-12, 1 - 1e-12)
+        p = np.clip(self.data, 1e-12, 1 - 1e-12)
         return -np.mean(np.sum(p * np.log(p) + (1 - p) * np.log(1 - p), axis=-1))
 
 
@@ -165,7 +166,6 @@ class Logistic(Problem):
     """
 
     steps, target, seeded, ends_there = 3000, 1e-3, False, True
-    dtype = "float64"  # rounding alone makes optax's Prodigy take 289 steps or 349 on the wines
     ridge = 1e-4
 
     @cached_property
@@ -227,6 +227,7 @@ class Characters(Problem):
     """
 
     steps, every, target, figure = 400, 10, 2.55, "score"
+    dtype = "float32"
     window, batch, layers, heads, channels = 48, 16, 2, 4, 64
 
     @cached_property
