@@ -137,7 +137,7 @@ ENTRIES = {
         "Adam, 0.001": Entry("Adam", (0.001,), math.inf),
     },
     "autoencoder": {
-        "SOAP": Entry("SOAP", (0.03,), 134, (193, 260, 197)),
+        "SOAP": Entry("SOAP", (0.03,), 134, (199, 252, 210)),
         "Muon": Entry("Muon", (0.02, 0.25, ()), 292),
         "Adam": Entry("Adam", (0.005,), 666),
         "SGD Nesterov": Entry("SGD", (0.01, 0.95), math.inf),
