@@ -60,14 +60,14 @@ CASES = {
     "Prodigy strided": kopt.Prodigy(
         2.0, initial_distance=0.05, growth_rate=2.0, bias_correction=True, safeguard_warmup=True, stride=3
     ),
-    "DAdaptAdam": kopt.DAdaptAdam(initial_distance=0.05),
+    "DAdaptAdam": kopt.DAdaptAdam(initial_distance=0.02),
     "DAdaptSGD": kopt.DAdaptSGD(initial_distance=0.2),
     "DAdaptSGD momentum": kopt.DAdaptSGD(initial_distance=0.2, momentum=0.9),
     "DoG": kopt.DoG(initial_distance=0.05),
     "LDoG": kopt.LDoG(initial_distance=0.05),
     "DoWG": kopt.DoWG(initial_distance=0.02),
     "Mechanic": kopt.Mechanic(kopt.SGD(1.0, momentum=0.9), initial_scale=0.01),
-    "ScheduleFree": kopt.ScheduleFree(kopt.Lion(0.01, beta_1=0.5)),
+    "ScheduleFree": kopt.ScheduleFree(kopt.DoG(initial_distance=0.05)),
     "ScheduleFreeAdamW": kopt.ScheduleFreeAdamW(0.05, warmup_steps=5),
     "ScheduleFreeSGD": kopt.ScheduleFreeSGD(0.1, warmup_steps=5),
     "ScheduleFreeRAdam": kopt.ScheduleFreeRAdam(0.05, beta_2=0.95, silent=False),
