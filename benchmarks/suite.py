@@ -122,8 +122,8 @@ def logistic(rate, prodigy, d_adapt, adam, dog, mechanic):
     }
 
 
-# Learning rates are those that were best for optax in a coarse search, on seeds 0 and 1 for the dense network and on seed
-# 0 for the autoencoder and the language model; in the convex problems of 0.01, 0.03, 0.1, 0.3 and 1.
+# Learning rates are those that were best for optax in a coarse search, on seeds 0 and 1 for the dense network and on
+# seed 0 for the autoencoder and the language model; in the convex problems of 0.01, 0.03, 0.1, 0.3 and 1.
 ENTRIES = {
     "digits-mlp": {
         "ScheduleFreeAdamW": Entry("ScheduleFreeAdamW", (0.05, 30), 90),
