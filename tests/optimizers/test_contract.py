@@ -94,7 +94,8 @@ CASES = {
     "SOAP": kopt.SOAP(0.05, frequency=3, max_size=3),  # axes whose every direction the first gradients see
     "Shampoo": kopt.Shampoo(0.05, frequency=3, start=2, epsilon=0.01),
     "Kron": kopt.Kron(0.05, flat_steps=2.0, decay_rate=0.3, min_probability=0.3),
-    "Matrices": kopt.Matrices(kopt.Muon(0.05), kopt.Adam(0.02)),
+    "Matrices": kopt.Matrices(kopt.SGD(0.1, momentum=0.9), kopt.Adam(0.02)),
+    "Route": kopt.Route({"vector|bias": kopt.SGD(0.1)}, kopt.Adam(0.02)),
 }
 
 
