@@ -130,7 +130,7 @@ def keras_side(module, call, weights, gradients, jit_compile=False, apart=False)
 
     variables = [keras.Variable(w) for w in weights]
     gradients = [tf.constant(g) for g in gradients]
-    optimizer = eval(call, vars(importlib.import_module(module)))
+    optimizer = eval(f"library.{call}", {"library": importlib.import_module(module)})  # kopt loads names on first use
     if apart:
         one_by_one(optimizer)
     optimizer.build(variables)
