@@ -1,10 +1,7 @@
 """Wrappers that evaluate at other weights than those they train: averages of the weights along the path."""
 
-from numbers import Integral
-
 from keras import ops
 
-from kopt._checks import check_range
 from kopt.math import debias, ratio
 from kopt.optimizers.base import Scheduled
 from kopt.optimizers.wrapper import Wrapper
@@ -113,11 +110,12 @@ class SWA(Average):
     """
 
     cites = ("izmailov2018swa",)
+    integers = {"start": "[0, inf)", "every": "[1, inf)"}
 
     def __init__(self, inner, *, start: int = 0, every: int = 1):
         super().__init__(inner)
-        self.start = check_range(self, "[0, inf)", kind=Integral, start=start)
-        self.every = check_range(self, "[1, inf)", kind=Integral, every=every)
+        self.start = start
+        self.every = every
 
     def share(self, t, h):
         since, first = t - self.start, t <= self.start + self.every
@@ -174,11 +172,12 @@ class Lookahead(Average):
     """
 
     cites = ("zhang2019lookahead",)
+    integers = {"every": "[1, inf)"}
     ranges = {"slow_step": "[0, 1]"}
 
     def __init__(self, inner, *, every: int = 6, slow_step: Scheduled = 0.5):
         super().__init__(inner)
-        self.every = check_range(self, "[1, inf)", kind=Integral, every=every)
+        self.every = every
         self.slow_step = slow_step
 
     def due(self, t, h):

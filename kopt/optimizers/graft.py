@@ -2,7 +2,7 @@
 
 from kopt.math import trust_ratio
 from kopt.optimizers.base import Optimizer
-from kopt.optimizers.router import check_part
+from kopt.optimizers.router import check_without_options
 from kopt.optimizers.wrapper import Wrapper
 
 PREFIX = "heading_"
@@ -36,7 +36,7 @@ class Graft(Wrapper):
 
     def __init__(self, inner: Optimizer, heading: Optimizer):
         super().__init__(inner)
-        check_part(self, "heading", heading, may_have=())
+        check_without_options(self, "heading", heading, may_have=())
         if any(rule.shared() or rule.averages for rule in heading.routes().values()):
             raise ValueError(
                 f"Graft: heading must keep neither scalars for all weights nor averages, got {heading!r}. "

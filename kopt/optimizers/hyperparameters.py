@@ -99,9 +99,9 @@ class Hyperparameters:
         return [name for name in self._given if name != "learning_rate" and isinstance(self._given[name], float)]
 
     def _checked(self, name, value):
-        """The value as it is kept: a float, a schedule (not of what only fills slots), or None for no weight decay."""
+        """The value of an input as it is kept: a float, a schedule, or None for no weight decay."""
         interval = self._declared("ranges").get(name, "(-inf, inf)")
-        if isinstance(value, LearningRateSchedule) and not name.startswith("initial_"):
+        if isinstance(value, LearningRateSchedule):
             self._check_schedule(name, value, interval)
             return value
         if (name == "learning_rate" and callable(value)) or (name == "weight_decay" and value is None):
@@ -158,8 +158,8 @@ class Hyperparameters:
             return int(check_range(self, integers[name], kind=Integral, **{name: value}))
         if name in (choices := self._declared("choices")):
             return check_choice(self, choices[name], **{name: value})
-        if name in self._declared("ranges"):
-            return self._checked(name, value)
+        if name in (ranges := self._declared("ranges")):
+            return float(check_range(self, ranges[name], **{name: value}))
         return check_choice(self, (True, False), **{name: value}) if isinstance(default, bool) else value
 
     def _groups(self, groups):
@@ -222,11 +222,11 @@ class Hyperparameters:
             numbers["learning_rate"] = self._rate_after(step)
         return numbers | (self._inputs or {})
 
-    def _no_such_argument(self, name):
+    def _no_such(self, noun, name):
         known = list(self._signature())
         near = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        return f"{type(self).__name__} takes no argument {name!r}, but {', '.join(known)}.{hint}"
+        return f"{type(self).__name__} takes no {noun} {name!r}, but {', '.join(known)}.{hint}"
 
     def _parameter(self, name):
         """The present value of an argument of the constructor."""
@@ -264,7 +264,7 @@ class Hyperparameters:
         """
         for name, value in params.items():
             if name not in self.get_params():
-                raise ValueError(self._no_such_argument(name).replace("argument", "parameter", 1))
+                raise ValueError(self._no_such("parameter", name))
             part, _, inside = name.partition("__")
             if inside:
                 getattr(self, part).set_params(**{inside: value})

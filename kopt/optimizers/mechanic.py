@@ -1,10 +1,7 @@
 """Mechanic: a scale for the steps of any optimizer, learned while it trains."""
 
-from numbers import Integral
-
 from keras import ops
 
-from kopt._checks import check_range
 from kopt.math import ratio
 from kopt.optimizers.base import Scheduled
 from kopt.optimizers.wrapper import Wrapper
@@ -39,6 +36,7 @@ class Mechanic(Wrapper):
 
     elementwise = True
     cites = ("cutkosky2023mechanic",)
+    integers = {"number": "[1, inf)"}
     ranges = {"decay": "[0, inf)", "initial_scale": "(0, inf)"}
 
     def __init__(
@@ -52,7 +50,7 @@ class Mechanic(Wrapper):
     ):
         super().__init__(inner)
         self.decay, self.epsilon, self.initial_scale = decay, epsilon, initial_scale
-        self.number = check_range(self, "[1, inf)", kind=Integral, number=number)
+        self.number = number
 
     def own_slots(self, shape):
         return dict(moved=shape)

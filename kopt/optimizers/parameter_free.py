@@ -1,12 +1,10 @@
 """Optimizers that estimate, from the gradients alone, how far the solution is, and so choose their own step size."""
 
 import math
-from numbers import Integral
 from typing import Unpack
 
 from keras import ops
 
-from kopt._checks import check_range
 from kopt.math import debias, ema, ratio
 from kopt.optimizers.base import Common, Optimizer, Scheduled
 
@@ -14,11 +12,6 @@ from kopt.optimizers.base import Common, Optimizer, Scheduled
 def correction(t, h):
     """√(1 - β₂ᵗ) / (1 - β₁ᵗ)"""
     return debias(1.0, h.beta_1, t) / ops.sqrt(debias(1.0, h.beta_2, t))
-
-
-def check_growth_rate(owner, growth_rate):
-    """None, or a number that lets d grow"""
-    return None if growth_rate is None else check_range(owner, "(1, inf)", growth_rate=growth_rate)
 
 
 def grown(d, estimate, growth_rate):
@@ -63,8 +56,14 @@ class Prodigy(Optimizer):
     """
 
     cites = ("mishchenko2024prodigy",)
+    integers = {"stride": "[1, inf)"}
     elementwise = True
-    ranges = {"initial_distance": "(0, inf)", "distance_factor": "(0, inf)"}
+    ranges = {
+        "beta_3": "[0, 1)",
+        "initial_distance": "(0, inf)",
+        "distance_factor": "(0, inf)",
+        "growth_rate": "(1, inf)",
+    }
 
     def __init__(
         self,
@@ -84,11 +83,11 @@ class Prodigy(Optimizer):
     ):
         super().__init__(learning_rate, **common)
         self.beta_1, self.beta_2, self.epsilon = beta_1, beta_2, epsilon
-        self.beta_3 = beta_3 if beta_3 is None else check_range(self, "[0, 1)", beta_3=beta_3)
+        self.beta_3 = beta_3
         self.initial_distance, self.distance_factor = initial_distance, distance_factor
-        self.growth_rate = check_growth_rate(self, growth_rate)
+        self.growth_rate = growth_rate
         self.bias_correction, self.safeguard_warmup = bias_correction, safeguard_warmup
-        self.stride = check_range(self, "[1, inf)", kind=Integral, stride=stride)
+        self.stride = stride
 
     @property
     def _is_elementwise(self):
@@ -174,7 +173,7 @@ class DAdaptAdam(Optimizer):
 
     cites = ("defazio2023dadaptation",)
     elementwise = True
-    ranges = {"initial_distance": "(0, inf)"}
+    ranges = {"initial_distance": "(0, inf)", "growth_rate": "(1, inf)"}
 
     def __init__(
         self,
@@ -190,7 +189,7 @@ class DAdaptAdam(Optimizer):
     ):
         super().__init__(learning_rate, **common)
         self.beta_1, self.beta_2, self.epsilon, self.initial_distance = beta_1, beta_2, epsilon, initial_distance
-        self.growth_rate = check_growth_rate(self, growth_rate)
+        self.growth_rate = growth_rate
         self.bias_correction = bias_correction
 
     def slots(self, shape):
@@ -254,7 +253,7 @@ class DAdaptSGD(Optimizer):
 
     cites = ("defazio2023dadaptation",)
     elementwise = True
-    ranges = {"initial_distance": "(0, inf)", "momentum": "[0, 1)"}
+    ranges = {"initial_distance": "(0, inf)", "growth_rate": "(1, inf)", "momentum": "[0, 1)"}
 
     def __init__(
         self,
@@ -267,7 +266,7 @@ class DAdaptSGD(Optimizer):
     ):
         super().__init__(learning_rate, **common)
         self.momentum, self.initial_distance = momentum, initial_distance
-        self.growth_rate = check_growth_rate(self, growth_rate)
+        self.growth_rate = growth_rate
 
     def slots(self, shape):
         return dict(s=shape) if self.momentum == 0 else dict(m=shape, s=shape)

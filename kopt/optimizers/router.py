@@ -7,12 +7,12 @@ from typing import Unpack
 from kopt import _backend
 from kopt.optimizers.base import Common, Optimizer, Scheduled
 from kopt.optimizers.hyperparameters import OPTIONS, checked_patterns
-from kopt.optimizers.wrapper import INHERITED, Wrapper
+from kopt.optimizers.wrapper import INHERITED, check_part
 
 
-def check_part(owner, argument, part, *, may_have=("groups", "no_decay")):
+def check_without_options(owner, argument, part, *, may_have=("groups", "no_decay")):
     """Raises if an optimizer cannot be inside another, or has options that would have no effect there."""
-    Wrapper._check_part(owner, argument, part)
+    check_part(owner, argument, part)
     for _, node in part._nodes():
         for name in sorted(set(INHERITED) - set(may_have)):
             if (value := getattr(node, name)) != (_backend.OPTIMIZER_OPTIONS | OPTIONS)[name]:
@@ -43,7 +43,7 @@ class _Router(Optimizer):
     def build(self, variables):
         if not self.built:
             for name, part in self.parts().items():
-                check_part(self, name, part)
+                check_without_options(self, name, part)
         super().build(variables)
 
     @property
@@ -117,8 +117,8 @@ class Route(_Router):
         super().__init__(learning_rate, **common)
         checked_patterns(type(self).__name__, "optimizers", optimizers)
         for pattern, part in optimizers.items():
-            check_part(self, f"optimizers, at {pattern!r},", part)
-        check_part(self, "otherwise", otherwise)
+            check_without_options(self, f"optimizers, at {pattern!r},", part)
+        check_without_options(self, "otherwise", otherwise)
         self.__dict__["optimizers"] = dict(optimizers)  # plain, where Keras would make a tracked dictionary of it
         self.otherwise = otherwise
 
@@ -163,7 +163,7 @@ class Matrices(_Router):
     ):
         super().__init__(learning_rate, **common)
         for name, part in dict(matrices=matrices, others=others).items():
-            check_part(self, name, part)
+            check_without_options(self, name, part)
         self.matrices, self.others = matrices, others
         self.exclude = exclude
 

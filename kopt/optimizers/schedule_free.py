@@ -1,11 +1,9 @@
 """Schedule-Free: an average of the iterates in the place of a falling learning rate."""
 
-from numbers import Integral
 from typing import Unpack
 
 from keras import ops
 
-from kopt._checks import check_range
 from kopt.math import debias, ema, ratio, rectified
 from kopt.optimizers.base import Common, Optimizer, Scheduled
 from kopt.optimizers.wrapper import Wrapper
@@ -152,6 +150,7 @@ class ScheduleFreeAdamW(Interpolated):
     """
 
     cites = ("defazio2024schedulefree",)
+    integers = {"warmup_steps": "[0, inf)"}
 
     def __init__(
         self,
@@ -168,7 +167,7 @@ class ScheduleFreeAdamW(Interpolated):
         super().__init__(learning_rate, **common)
         self.beta_1, self.beta_2, self.epsilon = beta_1, beta_2, epsilon
         self.step_power, self.rate_power = step_power, rate_power
-        self.warmup_steps = check_range(self, "[0, inf)", kind=Integral, warmup_steps=warmup_steps)
+        self.warmup_steps = warmup_steps
 
     def slots(self, shape):
         return dict(v=shape, y_less_z=shape)
@@ -201,6 +200,7 @@ class ScheduleFreeSGD(Interpolated):
     """
 
     cites = ("defazio2024schedulefree",)
+    integers = {"warmup_steps": "[0, inf)"}
 
     def __init__(
         self,
@@ -214,7 +214,7 @@ class ScheduleFreeSGD(Interpolated):
     ):
         super().__init__(learning_rate, **common)
         self.beta_1, self.step_power, self.rate_power = beta_1, step_power, rate_power
-        self.warmup_steps = check_range(self, "[0, inf)", kind=Integral, warmup_steps=warmup_steps)
+        self.warmup_steps = warmup_steps
 
     def slots(self, shape):
         return dict(y_less_z=shape)

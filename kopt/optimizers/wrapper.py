@@ -114,7 +114,7 @@ class Wrapper(Optimizer):
 
     def __setattr__(self, name, value):
         if name == "inner":
-            self._check_part(name, value)
+            check_part(self, name, value)
         if name not in ("learning_rate", "weight_decay"):
             super().__setattr__(name, value)
         elif "inner" in vars(self):  # what comes before is Keras's constructor
@@ -123,24 +123,11 @@ class Wrapper(Optimizer):
     def __getattr__(self, name):
         return self.inner.weight_decay if name == "weight_decay" else super().__getattr__(name)
 
-    def _check_part(self, argument, part):
-        who = type(self).__name__
-        if not isinstance(part, Optimizer):
-            hint = f" Try {part.__name__}()." if isinstance(part, type) and issubclass(part, Optimizer) else ""
-            if isinstance(part, keras.optimizers.Optimizer):
-                hint = f" Try kopt.{type(part).__name__}."
-            raise TypeError(f"{who}: {argument} must be a kopt optimizer, got {part!r}.{hint}")
-        if part._inputs is not None:
-            raise ValueError(
-                f"{who}: {argument} must be an optimizer that is not built, got {part!r}, which belongs to a model "
-                f"already. Try sklearn.base.clone, which copies it without its state."
-            )
-
     def build(self, variables):
         if self.built:
             return
         for argument, part in self.parts().items():
-            self._check_part(argument, part)
+            check_part(self, argument, part)
         for name in INHERITED:
             setattr(self, name, getattr(self.inner, name))
         super().build(variables)
@@ -165,3 +152,18 @@ class Wrapper(Optimizer):
 
     def _rate_after(self, steps):
         return self.inner._rate_after(steps)
+
+
+def check_part(owner, argument, part):
+    """Raises if something cannot be inside an optimizer."""
+    who = type(owner).__name__
+    if not isinstance(part, Optimizer):
+        hint = f" Try {part.__name__}()." if isinstance(part, type) and issubclass(part, Optimizer) else ""
+        if isinstance(part, keras.optimizers.Optimizer):
+            hint = f" Try kopt.{type(part).__name__}."
+        raise TypeError(f"{who}: {argument} must be a kopt optimizer, got {part!r}.{hint}")
+    if part._inputs is not None:
+        raise ValueError(
+            f"{who}: {argument} must be an optimizer that is not built, got {part!r}, which belongs to a model "
+            f"already. Try sklearn.base.clone, which copies it without its state."
+        )

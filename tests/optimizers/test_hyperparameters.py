@@ -73,6 +73,26 @@ def test_a_wrong_argument_is_refused(make, error, message):
     assert str(refusal.value).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "name", "value"),
+    [
+        (kopt.AdamW(), "weight_decay_mode", "typo"),
+        (kopt.ScheduleFreeAdamW(), "warmup_steps", 1.5),
+        (kopt.ScheduleFreeAdamW(), "warmup_steps", -1),
+        (kopt.Prodigy(), "growth_rate", keras.optimizers.schedules.ExponentialDecay(2.0, 1, 0.5)),
+        (kopt.Prodigy(), "growth_rate", 0.5),
+        (kopt.Mechanic(kopt.SGD()), "number", 0),
+        (kopt.SWA(kopt.SGD()), "every", 0),
+        (kopt.Muon(), "auxiliary", "("),
+    ],
+)
+def test_what_is_set_later_is_checked_as_what_is_given(optimizer, name, value):
+    before = optimizer.get_params()
+    with pytest.raises((TypeError, ValueError), match=rf"^{type(optimizer).__name__}: {name} must "):
+        optimizer.set_params(**{name: value})
+    assert optimizer.get_params() == before
+
+
 def test_the_nearest_name_is_offered():
     with pytest.raises(TypeError, match=r"Did you mean 'beta_1'\?$"):
         kopt.Adam(beta1=0.9)

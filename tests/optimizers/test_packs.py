@@ -1,0 +1,96 @@
+"""What lies beside what changes neither a weight's path nor a checkpoint."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import kopt
+
+SHAPES = [(3, 2), (4,), (3, 2), (), (4,), (), (300, 300)]
+RULES = {
+    "flat": lambda: kopt.Adam(0.1),
+    "stacked": lambda: kopt.LAMB(0.1),
+    "a slot for each weight": lambda: kopt.NovoGrad(0.1),
+    "a wrapper": lambda: kopt.EMA(kopt.Cautious(kopt.AdamW(0.1))),
+}
+every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+
+
+def apart(optimizer):
+    """The same optimizer, which updates each weight by itself."""
+    together = optimizer.treatments
+    optimizer.__dict__["treatments"] = lambda variables: [
+        treatment._replace(layout=number) for number, treatment in enumerate(together(variables))
+    ]
+    return optimizer
+
+
+def variables():
+    rng = np.random.default_rng(0)
+    return [keras.Variable(rng.normal(size=s).astype("float32"), name=f"w{i}") for i, s in enumerate(SHAPES)]
+
+
+def steps(optimizer, weights, numbers, missing=()):
+    """The weights after steps of these numbers, in which some weights have no gradient."""
+    for number in numbers:
+        rng = np.random.default_rng(number + 1)
+        grads = [ops.convert_to_tensor(rng.normal(size=s), "float32") for s in SHAPES]
+        optimizer.apply([None if i in missing else g for i, g in enumerate(grads)], weights)
+    return [w.numpy() for w in weights]
+
+
+def assert_equal(ours, theirs):
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@every_rule
+def test_weights_of_one_shape_lie_together(rule):
+    optimizer = rule()
+    optimizer.build(variables())
+    assert len(optimizer._kept.packs) < len(SHAPES)
+
+
+@every_rule
+def test_a_path_is_that_of_a_weight_by_itself(rule):
+    assert_equal(steps(rule(), variables(), range(4)), steps(apart(rule()), variables(), range(4)))
+
+
+@every_rule
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+def test_a_weight_without_a_gradient_stays_while_its_neighbours_move(rule):
+    ends = []
+    for optimizer in (rule(), apart(rule())):
+        weights = variables()
+        before = steps(optimizer, weights, range(2))
+        between = steps(optimizer, weights, range(2, 4), missing=(0, 4))
+        moved = [not np.array_equal(a, b) for a, b in zip(before, between, strict=True)]
+        assert moved == [i not in (0, 4) for i in range(len(SHAPES))]
+        ends.append(steps(optimizer, weights, range(4, 6)))
+    assert_equal(*ends)
+
+
+@every_rule
+@pytest.mark.parametrize("saved", [apart, lambda optimizer: optimizer], ids=["apart", "together"])
+def test_a_checkpoint_does_not_depend_on_what_lies_beside_what(rule, saved):
+    first, weights, store = saved(rule()), variables(), {}
+    steps(first, weights, range(3))
+    first.save_own_variables(store)
+    straight = steps(first, weights, range(3, 5))
+    for layout in (apart, lambda optimizer: optimizer):
+        resumed, again = layout(rule()), variables()
+        resumed.build(again)
+        resumed.load_own_variables(store)
+        steps(saved(rule()), again, range(3))  # the weights as they were when the state was saved
+        assert_equal(steps(resumed, again, range(3, 5)), straight)
+
+
+def test_the_state_of_other_weights_is_left_out_with_a_warning():
+    optimizer, store = kopt.Adam(0.1), {}
+    optimizer.build(variables())
+    optimizer.save_own_variables(store)
+    other = kopt.Lion(0.1)
+    other.build(variables())
+    with pytest.warns(UserWarning, match=r"^Lion: the saved state is left out, for it is that of another optimizer"):
+        other.load_own_variables(store)
