@@ -5,8 +5,7 @@ import functools
 import pytest
 
 import kopt
-from kopt.testing import backends
-from kopt.testing import optimizers as checks
+from kopt.testing import backends, runs
 
 OPTIONS = [
     {},
@@ -34,13 +33,13 @@ OPTIONS = [
     ids=lambda optimizer: optimizer.func.__name__,
 )
 def test_two_replicas_equal_one_device(optimizer, options):
-    one = checks._Run(optimizer(**options), dtype="float64")
+    one = runs.Run(optimizer(**options), dtype="float64")
     strategy = backends.mirrored(backends.two_devices())
     with strategy.scope():
-        two = checks._Run(optimizer(**options), dtype="float64")
+        two = runs.Run(optimizer(**options), dtype="float64")
     two.step = backends.replicated_step(strategy, two.optimizer, two.variables)
-    assert checks._distance(one(), two()) < 1e-6
-    assert checks._distance(one.weights(), one.start) > 1e-3
+    assert runs.distance(one(), two()) < 1e-6
+    assert runs.distance(one.weights(), one.start) > 1e-3
     if options.get("use_ema"):
         averages = ([v.numpy() for v in run.optimizer._model_variables_moving_average] for run in (one, two))
-        assert checks._distance(*averages) < 1e-6
+        assert runs.distance(*averages) < 1e-6
