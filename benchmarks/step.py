@@ -4,6 +4,9 @@ Every side lives in a process of its own that sleeps until it is asked for some 
 turns, so that a change in the machine's load meets all of them. A missing library leaves its sides out.
 kopt runs in plain graph mode. Matrix methods are compared with themselves, one weight at a time.
 
+A step is one call from Python, with gradients that are there already. With --inside, TensorFlow and JAX take a
+turn's steps in one program, as compiled epochs do: what it costs to call a program from Python is not counted.
+
     python benchmarks/step.py --steps 100 --shapes small square --optimizers Adam Lion
     python benchmarks/step.py --shapes resnet20 --optimizers Muon SOAP Shampoo
 """
@@ -123,7 +126,7 @@ OPTIMIZERS = {  # kopt's call, and its peers': {how} is the implementation that 
 # ---- who steps: `run(steps)` takes so many and waits for the last ------------------------------------------
 
 
-def keras_side(module, call, weights, gradients, jit_compile=False, apart=False):
+def keras_side(module, call, weights, gradients, inside, jit_compile=False, apart=False):
     """Keras's way to step: `optimizer.apply` in a `tf.function`."""
     import keras
     import tensorflow as tf
@@ -134,12 +137,19 @@ def keras_side(module, call, weights, gradients, jit_compile=False, apart=False)
     if apart:
         one_by_one(optimizer)
     optimizer.build(variables)
-    step = tf.function(lambda: optimizer.apply(gradients, variables), jit_compile=jit_compile)
+
+    @tf.function(jit_compile=jit_compile)
+    def take(steps):
+        if inside:
+            for _ in tf.range(steps):
+                optimizer.apply(gradients, variables)
+        else:
+            optimizer.apply(gradients, variables)
 
     def run(steps):
-        for _ in range(steps):
-            step()
-        variables[-1].numpy()
+        for _ in range(1 if inside else steps):
+            take(tf.constant(steps) if inside else None)
+        optimizer.iterations.numpy()  # waits, and copies no weight
 
     return run
 
@@ -152,32 +162,39 @@ def one_by_one(optimizer):
     ]
 
 
-def optax_side(call, weights, gradients):
+def optax_side(call, weights, gradients, inside):
     """The update and its application in one compiled function that gives its old state away."""
     import jax
     import optax
 
     optimizer = eval(call, vars(optax))
 
-    def step(weights, state, gradients):
+    def step(now, gradients):
+        weights, state = now
         updates, state = optimizer.update(gradients, state, weights)
         return optax.apply_updates(weights, updates), state
 
-    step = jax.jit(step, donate_argnums=(0, 1))
+    def take(now, gradients, steps):
+        if not inside:
+            return step(now, gradients)
+        same = jax.lax.optimization_barrier  # or what depends on gradients alone would be taken out of the loop
+        return jax.lax.fori_loop(0, steps, lambda _, now: step(now, same(gradients)), now)
+
+    take = jax.jit(take, donate_argnums=0)
     weights, gradients = jax.device_put((weights, gradients))
     now = weights, optimizer.init(weights)
 
     def run(steps):
         nonlocal now
-        for _ in range(steps):
-            now = step(*now, gradients)
+        for _ in range(1 if inside else steps):
+            now = take(now, gradients, steps if inside else 0)
         jax.block_until_ready(now)
 
     return run
 
 
-def torch_side(how, call, weights, gradients):
-    """A `torch.optim` optimizer in one of its implementations."""
+def torch_side(how, call, weights, gradients, inside):
+    """A `torch.optim` optimizer in one of its implementations, which Python calls in any case."""
     import torch
 
     params = [torch.nn.Parameter(torch.tensor(w)) for w in weights]
@@ -216,12 +233,12 @@ def sides_of(optimizer, chosen):
 # ---- how they take turns -----------------------------------------------------------------------------------
 
 
-def work(side, optimizer, shapes, pipe):
+def work(side, optimizer, shapes, inside, pipe):
     """A side's process: once ready, answers a number of steps with the seconds they took, until it is 0."""
     rng = np.random.default_rng(0)
     weights, gradients = ([rng.standard_normal(s, "float32") for s in SHAPES[shapes]()] for _ in range(2))
     whose, _, make = SIDES[side]
-    run = make(OPTIMIZERS[optimizer][whose], weights=weights, gradients=gradients)
+    run = make(OPTIMIZERS[optimizer][whose], weights=weights, gradients=gradients, inside=inside)
     pipe.send("ready")
     while steps := pipe.recv():
         start = time.perf_counter()
@@ -232,10 +249,10 @@ def work(side, optimizer, shapes, pipe):
 class Worker:
     """A side's process, seen from here."""
 
-    def __init__(self, side, optimizer, shapes):
+    def __init__(self, side, optimizer, shapes, inside):
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(side, optimizer, shapes, theirs), daemon=True)
+        self.process = context.Process(target=work, args=(side, optimizer, shapes, inside, theirs), daemon=True)
         self.process.start()
         theirs.close()  # so that a worker that dies is an EOFError here, not a wait without end
         self.pipe.recv()
@@ -251,9 +268,9 @@ class Worker:
         self.process.join()
 
 
-def measure(sides, optimizer, shapes, steps):
+def measure(sides, optimizer, shapes, inside, steps):
     """Returns for each side the seconds of its first step, and of one later step in each round."""
-    workers = {side: Worker(side, optimizer, shapes) for side in sides}
+    workers = {side: Worker(side, optimizer, shapes, inside) for side in sides}
     first = {side: [worker.seconds(1)] for side, worker in workers.items()}
     turn = max(1, steps // ROUNDS)
     for worker in workers.values():
@@ -275,10 +292,10 @@ def ratio(side, times):
     return statistics.median(np.divide(times["kopt"], times[side]))
 
 
-def add_row(table, chosen, optimizer, shapes, steps):
+def add_row(table, chosen, optimizer, shapes, inside, steps):
     """Measures all sides of one optimizer on one set of shapes and adds a row."""
     sides = sides_of(optimizer, chosen)
-    first, later = measure(sides, optimizer, shapes, steps)
+    first, later = measure(sides, optimizer, shapes, inside, steps)
     cells = [f"{1e3 * statistics.median(later['kopt']):.2f}"]
     cells += [f"{ratio(side, later):.2f}" if side in sides else "-" for side in chosen[1:]]
     cells += [f"{first['kopt'][0]:.2f}", f"{ratio('Keras', first):.2f}" if "Keras" in sides else "-"]
@@ -300,6 +317,7 @@ def main():
     parser.add_argument("--steps", type=int, default=100, help="steps that each side takes on each set of shapes")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["small", "resnet50", "square"])
     parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS))
+    parser.add_argument("--inside", action="store_true", help="take a turn's steps in one program")
     parser.add_argument("--sides", nargs="+", choices=list(SIDES)[1:], default=list(SIDES)[2:])
     arguments = parser.parse_args()
 
@@ -330,7 +348,7 @@ def main():
         for heading in ("kopt\nms", *chosen[1:], "first\ns", "first\n/ Keras"):
             table.add_column(heading, justify="right", no_wrap=True)
         for optimizer in arguments.optimizers:
-            add_row(table, chosen, optimizer, shapes, arguments.steps)
+            add_row(table, chosen, optimizer, shapes, arguments.inside, arguments.steps)
         console.print(table)
 
 

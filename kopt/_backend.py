@@ -10,7 +10,7 @@ PRIVATE = {
     keras.Model: ("_flatten_layers",),
     keras.optimizers.Optimizer: (
         "_accumulated_gradients",  # where gradients accumulate
-        "_all_reduce_sum_gradients",  # on TensorFlow only
+        "_all_reduce_sum_gradients",  # on TensorFlow, under a strategy
         "_backend_apply_gradients",
         "_check_super_called",
         "_clip_gradients",
@@ -31,6 +31,15 @@ PRIVATE = {
 def on_tensorflow():
     """Whether Keras computes with TensorFlow."""
     return keras.backend.backend() == "tensorflow"
+
+
+def under_strategy():
+    """Whether a strategy of `tf.distribute` has been entered: there may be several replicas."""
+    if not on_tensorflow():
+        return False
+    import tensorflow as tf
+
+    return tf.distribute.has_strategy()
 
 
 def outside_the_trace():
@@ -86,18 +95,44 @@ def unstack(array, number):
     return tf.raw_ops.Unpack(value=array, num=number, axis=0)
 
 
-def fused(function):
-    """The same function, as one kernel where that is faster: inside a plain TensorFlow graph, compiled by XLA.
+def fused(function, state, variables):
+    """What a pure function makes of a state, by one kernel where that is faster: in a plain TensorFlow graph, by XLA.
 
     Run eagerly it would compile at each call, and XLA takes no part in a step of several replicas.
+
+    Args:
+        function: takes the state and returns one like it.
+        state: tensors, in dicts and tuples.
+        variables: the variables that hold the state, in the same dicts and tuples, or None in the place of some. The
+            kernel reads and assigns them itself, without a copy; the state that is returned has None in their place.
     """
-    if not on_tensorflow():
-        return function
+    if not on_tensorflow() or under_strategy():
+        return function(state)
     import tensorflow as tf
 
-    if tf.executing_eagerly() or tf.distribute.has_strategy():
-        return function
-    return tf.function(function, jit_compile=True, autograph=False)
+    if tf.executing_eagerly():
+        return function(state)
+
+    def kernel():
+        new = function(_each(lambda x, v: keras.ops.cast(dense(v), x.dtype), state, variables))
+
+        def keep(value, variable):
+            return assign(variable, keras.ops.cast(value, variable.dtype))
+
+        return _each(keep, new, variables)
+
+    return tf.function(kernel, jit_compile=True, autograph=False)()
+
+
+def _each(function, values, variables):
+    """`function(value, variable)` in the place of each value whose variable is given, in dicts and tuples."""
+    if variables is None:
+        return values
+    if isinstance(values, dict):
+        return {name: _each(function, value, variables[name]) for name, value in values.items()}
+    if isinstance(values, tuple):
+        return tuple(_each(function, *pair) for pair in zip(values, variables, strict=True))
+    return function(values, variables)
 
 
 def normal(shape, seed, t, dtype):

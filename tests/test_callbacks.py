@@ -83,6 +83,7 @@ def test_a_second_fit_starts_from_the_weights_that_are_trained():
     assert not again.optimizer.evaluating
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_the_averages(tmp_path):
     model, files = compiled(rate()), tmp_path / "{epoch}.keras"
     losses = fitted(

@@ -53,7 +53,7 @@ class Optimizer(Step):
 
     A rule updates many weights at once. Those of one shape come stacked: `g`, `w` and the slots have a first axis
     that counts weights, and a rule that looks at a weight as a whole (`kopt.math.norm`) looks along the other axes.
-    An `elementwise` rule gets weights of all shapes laid end to end.
+    An `elementwise` rule gets weights of any shape, laid end to end or not.
 
     The floats of the signature are inputs of the compiled step: each may be a number or a
     `keras.optimizers.schedules.LearningRateSchedule`, and each may be set at any time

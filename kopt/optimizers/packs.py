@@ -9,8 +9,8 @@ from keras import ops
 
 from kopt._backend import stack, unstack
 
-LARGE = 2**16
-"""A weight of so many entries is updated where it lies: to copy it would cost more than a call of the rule."""
+LARGE = 2**18
+"""Weights of so many entries are worth operations of their own: to copy them would cost more."""
 
 
 class Slot(NamedTuple):
@@ -35,6 +35,7 @@ class Treatment(NamedTuple):
         stored: their dtype.
         dtype: the dtype in which the rule computes.
         factors: of the learning rate and of the weight decay; no decay at all where the latter is 0.
+        elementwise: whether their rule is, and their slots have their shape; if not, an axis counts weights.
         layout: their shape where they are stacked, "flat" where they are laid end to end, or the number of the one
             weight that is updated where it lies.
     """
@@ -43,6 +44,7 @@ class Treatment(NamedTuple):
     stored: str
     dtype: str
     factors: tuple[float, float]
+    elementwise: bool
     layout: Any
 
 
@@ -75,19 +77,25 @@ class Pack:
         if self.flat:
             return (sum(math.prod(shape) for shape in self.shapes),)
         shape = self.slots[name].shape
-        return shape if len(self.members) == 1 else (len(self.members), *shape)
+        return shape if self.alone else (len(self.members), *shape)
+
+    @property
+    def alone(self):
+        """Whether this is one weight, with its own shape."""
+        return len(self.members) == 1 and not self.flat
+
+    @property
+    def _lacks_axis(self):
+        """Whether an axis must be added that counts weights."""
+        return self.alone and not self.treatment.elementwise
 
     def stacked(self, values):
-        """What the slots' variables hold, as a rule takes it: with a first axis that counts weights."""
-        if self.flat or len(self.members) > 1:
-            return values
-        return {name: ops.expand_dims(value, 0) for name, value in values.items()}
+        """What the slots' variables hold, as a rule takes it: unless elementwise, with an axis that counts weights."""
+        return {name: ops.expand_dims(value, 0) for name, value in values.items()} if self._lacks_axis else values
 
     def unstacked(self, values):
         """The inverse of `stacked`."""
-        if self.flat or len(self.members) > 1:
-            return values
-        return {name: ops.squeeze(value, 0) for name, value in values.items()}
+        return {name: ops.squeeze(value, 0) for name, value in values.items()} if self._lacks_axis else values
 
     def _by_shape(self):
         """The positions of the members of each shape."""
@@ -98,8 +106,8 @@ class Pack:
 
     def join(self, tensors):
         """One tensor for each member, as a rule takes them, in the dtype in which it computes."""
-        if len(tensors) == 1:
-            joined = ops.expand_dims(tensors[0], 0) if not self.flat else ops.reshape(tensors[0], (-1,))
+        if self.alone:
+            joined = ops.expand_dims(tensors[0], 0) if self._lacks_axis else tensors[0]
         elif not self.flat:
             joined = stack(tensors)
         else:
@@ -111,6 +119,8 @@ class Pack:
     def part(self, array):
         """The inverse of `join`, in the weights' own dtype."""
         array = ops.cast(array, self.treatment.stored)
+        if self.alone and not self._lacks_axis:
+            return [array]
         if not self.flat:
             return unstack(array, len(self.members))
         classes, parts = self._by_shape(), [None] * len(self.members)
@@ -142,7 +152,7 @@ class Pack:
     def _pieces(self, name, array):
         """Views of each weight's part of the array that holds a slot."""
         if not self.flat:
-            return [array] if len(self.members) == 1 else [array[i, ...] for i in range(len(self.members))]
+            return [array] if self.alone else [array[i, ...] for i in range(len(self.members))]
         pieces, start = [array] * len(self.members), 0
         for shape, positions in self._by_shape().items():
             for position in positions:

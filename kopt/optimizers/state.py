@@ -1,5 +1,6 @@
 """What an optimizer keeps for the weights it is built on: laid out to be updated at once, saved by weight."""
 
+import collections
 import math
 import re
 import warnings
@@ -67,18 +68,18 @@ class State(Rule, Hyperparameters, keras.optimizers.Optimizer):
     def treatments(self, variables):
         """How each of these variables is updated; None for what Keras overwrites with its gradient."""
         rules, apart = self.routes(), keras.distribution.distribution() is not None  # may lie over several devices
-        found = []
+        found, sizes = [], collections.Counter()
         for number, variable in enumerate(variables):
             path, shape = getattr(variable, "path", variable.name), tuple(variable.shape)
             rule = rules[route := self.route(path, shape)]
-            layout = shape
-            if rule._is_elementwise and all(slot.shape == shape for slot in _slots(rule, shape).values()):
-                layout = "flat" if math.prod(shape) < LARGE else number
+            elementwise = rule._is_elementwise and all(s.shape == shape for s in _slots(rule, shape).values())
             stored = keras.backend.standardize_dtype(variable.dtype)
             dtype = stored if stored == "float64" else "float32"
-            treatment = Treatment(route, stored, dtype, rule._factors(path), number if apart else layout)
+            layout = number if apart or (elementwise and math.prod(shape) >= LARGE) else shape
+            treatment = Treatment(route, stored, dtype, rule._factors(path), elementwise, layout)
+            sizes[treatment] += math.prod(shape)
             found.append(None if self._overwrite_variable_with_gradient(variable) else treatment)
-        return found
+        return [t._replace(layout="flat") if _lies_flat(t) and sizes[t] < LARGE else t for t in found]
 
     def _lay_out(self, variables, rules):
         """Puts together what can be updated at once, and makes its slots."""
@@ -165,6 +166,11 @@ class State(Rule, Hyperparameters, keras.optimizers.Optimizer):
         """The variables that belong to no pack."""
         packed = {id(variable) for pack in self._kept.packs for variable in pack.variables.values()}
         return [variable for variable in self.variables if id(variable) not in packed]
+
+
+def _lies_flat(treatment):
+    """Whether weights of this treatment may be laid end to end with those of other shapes."""
+    return treatment is not None and treatment.elementwise and isinstance(treatment.layout, tuple)
 
 
 def _slots(rule, shape):

@@ -5,7 +5,7 @@ from typing import Any
 
 from keras import ops, tree
 
-from kopt._backend import assign, dense, fused
+from kopt._backend import assign, dense, fused, under_strategy
 from kopt._checks import check_choice
 from kopt.optimizers.state import State
 
@@ -15,7 +15,7 @@ class Step(State):
 
     def _backend_apply_gradients(self, grads, trainable_variables):
         """Sums gradients over replicas, and assigns what the pure step makes of them."""
-        if hasattr(super(), "_all_reduce_sum_gradients"):
+        if under_strategy():
             pairs = super()._all_reduce_sum_gradients(zip(grads, trainable_variables, strict=True))
             grads = [gradient for gradient, _ in pairs]
         members = [self._get_variable_index(variable) for variable in trainable_variables]
@@ -60,7 +60,7 @@ class Step(State):
         return ops.cond(finite, lambda: self._step(grads, now), lambda: now | {"flags": skipped})
 
     def _step(self, grads, now):
-        """The step, pure: from gradients and the present state to the next."""
+        """The step, from gradients and the present state to the next: pure, but for what `_updated` assigns."""
         grads = dict(zip(grads, self._clip_gradients(list(grads.values())), strict=True))
         step = self._finished_steps(now["flags"])
         if "evaluating" in now["flags"]:
@@ -70,19 +70,13 @@ class Step(State):
         given = {i: self._given_to_rule(p, grads, now["weights"], now["slots"][i]) for i, p in packs.items()}
         shared = self._advance(packs, given, numbers, now["shared"])
         h = {i: self._hyperparameters(p, numbers, shared, now["shared"]) for i, p in packs.items()}
-
-        def update(some):
-            return {i: self._update(packs[i], *given[i], h[i]) for i in some}
-
-        elementwise = [i for i, p in packs.items() if self._rule(p)._is_elementwise]
-        new = fused(lambda: update(elementwise))() if elementwise else {}
-        new |= update(i for i in packs if i not in new)
         weights, slots = dict(now["weights"]), dict(now["slots"])
-        for i, pack in packs.items():
-            w, kept = new[i]
-            moved = zip(pack.members, pack.part(w), strict=True)
-            weights |= {member: weight for member, weight in moved if member in grads}
-            slots[i] = pack.unstacked(self._where_given(pack, grads, kept, given[i][-1], step))
+        for i, (w, kept) in self._updated(packs, given, h, grads, step).items():
+            if w is not None:
+                moved = zip(packs[i].members, packs[i].part(w), strict=True)
+                weights |= {member: weight for member, weight in moved if member in grads}
+            kept = packs[i].unstacked(kept)
+            slots[i] = slots[i] | {name: slot for name, slot in kept.items() if slot is not None}
         weights, averages = self._smoothed(weights, now["averages"], step)
         return now | {"weights": weights, "slots": slots, "shared": shared, "averages": averages}
 
@@ -97,6 +91,25 @@ class Step(State):
             for member, w in zip(pack.members, weights, strict=True)
         ]
         return pack.join(grads), pack.join(weights), pack.stacked(slots)
+
+    def _updated(self, packs, given, h, grads, step):
+        """For each pack the new weights and slots; None in the place of what is assigned already."""
+        held = {i: (w, slots) for i, (_, w, slots) in given.items()}
+
+        def update(held):
+            new = {i: self._update(packs[i], given[i][0], w, slots, h[i]) for i, (w, slots) in held.items()}
+            return {i: (w, self._where_given(packs[i], grads, s, held[i][1], step)) for i, (w, s) in new.items()}
+
+        elementwise = {i: held.pop(i) for i, pack in packs.items() if self._rule(pack)._is_elementwise}
+        in_place = {i: self._assigned_in_place(packs[i]) for i in elementwise}
+        return update(held) | (fused(update, elementwise, in_place) if elementwise else {})
+
+    def _assigned_in_place(self, pack):
+        """The variables of a pack's weight and slots, where a kernel may assign them; None where it may not."""
+        if self._kept.flags or self.gradient_accumulation_steps or not pack.treatment.elementwise:
+            return None, None  # the step is one of two branches, or a slot lacks an axis
+        weight = self._trainable_variables[pack.members[0]] if pack.alone and not self.use_ema else None
+        return weight, pack.variables
 
     def _update(self, pack, g, w, slots, h):
         """The new weights and slots of a pack."""
@@ -133,7 +146,7 @@ class Step(State):
         def choose(new, old):
             if pack.flat:
                 each = pack.join(
-                    [ops.full(s, has, pack.treatment.stored) for s, has in zip(pack.shapes, given, strict=True)]
+                    [ops.full(s, float(has), pack.treatment.stored) for s, has in zip(pack.shapes, given, strict=True)]
                 )
             else:
                 each = ops.reshape(ops.convert_to_tensor(given), (-1, *[1] * (len(new.shape) - 1)))

@@ -106,6 +106,7 @@ def test_what_interpolates_all_the_way_evaluates_where_it_trains():
     np.testing.assert_array_equal(weights, average)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [

@@ -84,6 +84,7 @@ def test_a_mistake_is_found(mistaken, check):
         check(mistaken(0.1))
 
 
+@pytest.mark.slow
 def test_a_right_rule_passes():
     assert check_optimizer(Heavy(0.1)) == [check.__name__ for check in optimizer_checks()]
 

@@ -55,6 +55,7 @@ def test_steps_turn_with_the_gradients(optimizer):
     np.testing.assert_allclose(other["w"], turned(plain)["w"], atol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer",
     [kopt.Muon(0.1), kopt.SOAP(0.1, frequency=2), kopt.Shampoo(0.1, start=1, epsilon=1e-2), kopt.Kron(0.1)],
@@ -110,6 +111,7 @@ def test_soap_without_factors_is_adam_a_step_late():
         np.testing.assert_allclose(w, adam[name], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_shampoo_pads_blocks_without_effect():
     start, gradients = problem(w=(3, 4))
     padded = walk(kopt.Shampoo(0.1, block_size=2, start=1, frequency=1, epsilon=1e-2), start, gradients)["w"]

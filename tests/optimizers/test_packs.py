@@ -6,8 +6,9 @@ import pytest
 from keras import ops
 
 import kopt
+from kopt.testing import backends
 
-SHAPES = [(3, 2), (4,), (3, 2), (), (4,), (), (300, 300)]
+SHAPES = [(3, 2), (4,), (3, 2), (), (4,), (), (7, 5)]
 RULES = {
     "flat": lambda: kopt.Adam(0.1),
     "stacked": lambda: kopt.LAMB(0.1),
@@ -26,23 +27,27 @@ def apart(optimizer):
     return optimizer
 
 
-def variables():
+def variables(dtype="float32"):
     rng = np.random.default_rng(0)
-    return [keras.Variable(rng.normal(size=s).astype("float32"), name=f"w{i}") for i, s in enumerate(SHAPES)]
+    return [keras.Variable(rng.normal(size=s), dtype=dtype, name=f"w{i}") for i, s in enumerate(SHAPES)]
 
 
-def steps(optimizer, weights, numbers, missing=()):
+def steps(optimizer, weights, numbers, missing=(), compiled=False):
     """The weights after steps of these numbers, in which some weights have no gradient."""
+    optimizer.build(weights)
+    step = optimizer.apply
+    if compiled:
+        step = backends.compiled_step(optimizer, weights, lambda: None, False)
     for number in numbers:
         rng = np.random.default_rng(number + 1)
-        grads = [ops.convert_to_tensor(rng.normal(size=s), "float32") for s in SHAPES]
-        optimizer.apply([None if i in missing else g for i, g in enumerate(grads)], weights)
-    return [w.numpy() for w in weights]
+        grads = [ops.convert_to_tensor(rng.normal(size=s), weights[0].dtype) for s in SHAPES]
+        step([None if i in missing else g for i, g in enumerate(grads)])
+    return [np.asarray(w.numpy(), "float32") for w in weights]
 
 
-def assert_equal(ours, theirs):
+def assert_equal(ours, theirs, atol=1e-6):
     for a, b in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=atol)
 
 
 @every_rule
@@ -55,6 +60,29 @@ def test_weights_of_one_shape_lie_together(rule):
 @every_rule
 def test_a_path_is_that_of_a_weight_by_itself(rule):
     assert_equal(steps(rule(), variables(), range(4)), steps(apart(rule()), variables(), range(4)))
+
+
+@pytest.mark.parametrize(
+    ("options", "missing"),
+    [
+        ({}, ()),
+        ({}, (0, 4)),
+        (dict(use_ema=True, ema_overwrite_frequency=2), ()),
+        (dict(skip_nonfinite=True), ()),
+        (dict(gradient_accumulation_steps=2), ()),
+    ],
+    ids=lambda x: ",".join(map(str, x)) or "none",
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+def test_large_weights_and_classes_are_updated_where_they_lie(options, missing, dtype, monkeypatch):
+    eager = steps(kopt.AdamW(0.1, **options), variables(dtype), range(4), missing)
+    monkeypatch.setattr("kopt.optimizers.state.LARGE", 8)
+    optimizer, weights = kopt.AdamW(0.1, **options), variables(dtype)
+    compiled = steps(optimizer, weights, range(4), missing, compiled=True)
+    layouts = {treatment.layout for treatment in optimizer.treatments(weights)}
+    assert layouts == {(3, 2), (4,), "flat", 6}, "two classes stacked, the scalars flat, and the last one by itself"
+    assert_equal(compiled, eager, atol=1e-6 if dtype == "float32" else 2**-6)
 
 
 @every_rule
