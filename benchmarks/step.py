@@ -255,6 +255,9 @@ class Worker:
         self.process = context.Process(target=work, args=(side, optimizer, shapes, inside, theirs), daemon=True)
         self.process.start()
         theirs.close()  # so that a worker that dies is an EOFError here, not a wait without end
+
+    def wait(self):
+        """Returns once the process is ready to step."""
         self.pipe.recv()
 
     def seconds(self, steps):
@@ -271,6 +274,8 @@ class Worker:
 def measure(sides, optimizer, shapes, inside, steps):
     """Returns for each side the seconds of its first step, and of one later step in each round."""
     workers = {side: Worker(side, optimizer, shapes, inside) for side in sides}
+    for worker in workers.values():
+        worker.wait()
     first = {side: [worker.seconds(1)] for side, worker in workers.items()}
     turn = max(1, steps // ROUNDS)
     for worker in workers.values():
