@@ -4,6 +4,8 @@ Every side lives in a process of its own that sleeps until it is asked for some 
 turns, so that a change in the machine's load meets all of them. A missing library leaves its sides out.
 kopt runs in plain graph mode. Matrix methods are compared with themselves, one weight at a time.
 
+The side named bare does no arithmetic: it reads each weight and writes it back, as every step on TensorFlow must.
+
 A step is one call from Python, with gradients that are there already. With --inside, TensorFlow and JAX take a
 turn's steps in one program, as compiled epochs do: what it costs to call a program from Python is not counted.
 
@@ -154,6 +156,33 @@ def keras_side(module, call, weights, gradients, inside, jit_compile=False, apar
     return run
 
 
+def bare_side(call, weights, gradients, inside):
+    """What every step on TensorFlow does beside the arithmetic: takes gradients, reads weights, writes them back."""
+    import tensorflow as tf
+
+    variables = [tf.Variable(w) for w in weights]
+    gradients = [tf.constant(g) for g in gradients]
+
+    def once():
+        with tf.control_dependencies(gradients):
+            for variable, now in [(v, v.value()) for v in variables]:
+                variable.assign(now, read_value=False)
+
+    @tf.function
+    def take(steps):
+        if inside:
+            for _ in tf.range(steps):
+                once()
+        else:
+            once()
+
+    def run(steps):
+        for _ in range(1 if inside else steps):
+            take(tf.constant(steps) if inside else None)
+
+    return run
+
+
 def one_by_one(optimizer):
     """Lets a kopt optimizer update each weight by itself."""
     treatments = optimizer.treatments
@@ -213,6 +242,7 @@ SIDES = {  # name: (whose call it makes, the package it needs, how)
     "kopt": ("kopt", "tensorflow", functools.partial(keras_side, "kopt")),
     "kopt XLA": ("kopt", "tensorflow", functools.partial(keras_side, "kopt", jit_compile=True)),
     "kopt loop": ("kopt loop", "tensorflow", functools.partial(keras_side, "kopt", apart=True)),
+    "bare": ("kopt", "tensorflow", bare_side),
     "Keras": ("keras", "tensorflow", functools.partial(keras_side, "keras.optimizers")),
     "Keras XLA": ("keras", "tensorflow", functools.partial(keras_side, "keras.optimizers", jit_compile=True)),
     "optax": ("optax", "optax", optax_side),
