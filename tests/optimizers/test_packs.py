@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 import kopt
-from kopt.testing import backends
+from kopt.testing import backends, runs
 
 SHAPES = [(3, 2), (4,), (3, 2), (), (4,), (), (7, 5)]
 RULES = {
@@ -83,6 +83,17 @@ def test_large_weights_and_classes_are_updated_where_they_lie(options, missing, 
     layouts = {treatment.layout for treatment in optimizer.treatments(weights)}
     assert layouts == {(3, 2), (4,), "flat", 6}, "two classes stacked, the scalars flat, and the last one by itself"
     assert_equal(compiled, eager, atol=1e-6 if dtype == "float32" else 2**-6)
+
+
+@pytest.mark.slow
+def test_loss_scaling_takes_the_same_steps_where_weights_lie(monkeypatch):
+    monkeypatch.setattr("kopt.optimizers.state.LARGE", 8)
+    ends = [
+        runs.fitted(runs.small_model(kopt.Adam(0.05), policy="mixed_float16", **how)).get_weights()
+        for how in (dict(run_eagerly=True), {}, dict(jit_compile=True))
+    ]
+    assert_equal(ends[1], ends[0])
+    assert_equal(ends[2], ends[0])
 
 
 @every_rule
