@@ -75,10 +75,11 @@ def test_a_path_is_that_of_a_weight_by_itself(rule):
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.filterwarnings("ignore:Gradients do not exist")
-def test_large_weights_and_classes_are_updated_where_they_lie(options, missing, dtype, monkeypatch):
-    eager = steps(kopt.AdamW(0.1, **options), variables(dtype), range(4), missing)
+@pytest.mark.parametrize("rule", [kopt.AdamW, pytest.param(kopt.Prodigy, marks=pytest.mark.slow)])
+def test_large_weights_and_classes_are_updated_where_they_lie(rule, options, missing, dtype, monkeypatch):
+    eager = steps(rule(0.1, **options), variables(dtype), range(4), missing)
     monkeypatch.setattr("kopt.optimizers.state.LARGE", 8)
-    optimizer, weights = kopt.AdamW(0.1, **options), variables(dtype)
+    optimizer, weights = rule(0.1, **options), variables(dtype)
     compiled = steps(optimizer, weights, range(4), missing, compiled=True)
     layouts = {treatment.layout for treatment in optimizer.treatments(weights)}
     assert layouts == {(3, 2), (4,), "flat", 6}, "two classes stacked, the scalars flat, and the last one by itself"
