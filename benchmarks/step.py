@@ -118,7 +118,7 @@ OPTIMIZERS = {  # kopt's call, and its peers': {how} is the implementation that 
     "AdEMAMix": {"kopt": "AdEMAMix()", "optax": "contrib.ademamix(1e-3)"},
     "LAMB": {"kopt": "LAMB()", "keras": "Lamb()", "optax": "lamb(1e-3)"},
     "Adafactor": {"kopt": "Adafactor()", "keras": "Adafactor()", "optax": "adafactor(1e-3)"},
-    "Muon": {"kopt": "Muon()", "kopt loop": "Muon()", "optax": "contrib.muon(0.02)"},
+    "Muon": {"kopt": "Muon()", "kopt loop": "Muon()"},
     "SOAP": {"kopt": "SOAP()", "kopt loop": "SOAP()"},
     "Shampoo": {"kopt": "Shampoo()", "kopt loop": "Shampoo()"},
 }

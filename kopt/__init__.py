@@ -25,4 +25,7 @@ def _make_known(keras):
     """Lets `keras.saving` find kopt's classes in a saved model, before any of them was used."""
     import kopt.layers
     import kopt.optimizers
-    import kopt.schedules  # noqa: F401
+    import kopt.schedules
+
+    if keras.backend.backend() == "tensorflow":
+        import kopt.training.model  # noqa: F401

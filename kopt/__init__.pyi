@@ -79,3 +79,8 @@ from .optimizers import layerwise_decay as layerwise_decay
 from .search import TunerSearchCV as TunerSearchCV
 
 __version__: str
+from .optimizers import ASAM as ASAM
+from .optimizers import GSAM as GSAM
+from .optimizers import SAM as SAM
+from .optimizers import LookSAM as LookSAM
+from .training.model import Model as Model

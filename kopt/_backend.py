@@ -7,7 +7,12 @@ import math
 import keras
 
 PRIVATE = {
-    keras.Model: ("_flatten_layers",),
+    keras.Model: (
+        "_call_has_training_arg",
+        "_compute_loss",
+        "_flatten_layers",
+        "_loss_tracker",  # once compiled
+    ),
     keras.optimizers.Optimizer: (
         "_accumulated_gradients",  # where gradients accumulate
         "_all_reduce_sum_gradients",  # on TensorFlow, under a strategy
@@ -40,6 +45,25 @@ def under_strategy():
     import tensorflow as tf
 
     return tf.distribute.has_strategy()
+
+
+def replicas():
+    """How many replicas compute this step, each in its own thread."""
+    if not under_strategy():
+        return 1
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def sum_over_replicas(tensors):
+    """Each of these tensors, or None, summed over all replicas."""
+    if not under_strategy():
+        return tensors
+    import tensorflow as tf
+
+    reduce = tf.distribute.get_replica_context().all_reduce
+    return [x if x is None else reduce("SUM", dense(x)) for x in tensors]
 
 
 def outside_the_trace():

@@ -19,7 +19,7 @@ from kopt.math.matrices import (
     transpose,
 )
 from kopt.math.norms import mean, norm, rms, trust_ratio, within
-from kopt.math.ratios import ratio
+from kopt.math.ratios import power, ratio
 
 __all__ = [
     "along",
@@ -35,6 +35,7 @@ __all__ = [
     "merge_axes",
     "newton_schulz",
     "norm",
+    "power",
     "ratio",
     "rectified",
     "refine_eigenvectors",

@@ -1,4 +1,4 @@
-"""Quotients that are defined everywhere."""
+"""Quotients and powers."""
 
 from keras import ops
 
@@ -6,3 +6,10 @@ from keras import ops
 def ratio(x, y):
     """x / y, and 0 where y is 0"""
     return ops.where(y == 0, 0.0, x / ops.where(y == 0, 1.0, y))
+
+
+def power(x, exponent):
+    """xᵖ for x ≥ 0, as exp(p log x): XLA has no fast general power on a CPU"""
+    positive = x > 0
+    above = ops.exp(exponent * ops.log(ops.where(positive, x, 1)))
+    return ops.where(positive, above, ops.power(0 * exponent, exponent))

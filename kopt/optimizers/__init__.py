@@ -25,6 +25,7 @@ from kopt.optimizers.router import Matrices, Route
 from kopt.optimizers.schedule_free import ScheduleFree, ScheduleFreeAdamW, ScheduleFreeRAdam, ScheduleFreeSGD
 from kopt.optimizers.sgd import QHM, SGD, AggMo
 from kopt.optimizers.shampoo import Shampoo
+from kopt.optimizers.sharpness import ASAM, GSAM, SAM, LookSAM
 from kopt.optimizers.sign import Lion, Rprop, Signum
 from kopt.optimizers.soap import SOAP
 from kopt.optimizers.wrapper import Wrapper
@@ -33,13 +34,16 @@ from kopt.optimizers.wrappers import AdaptiveGradientClipping, Cautious, Gradien
 __all__ = [
     "ADOPT",
     "APOLLO",
+    "ASAM",
     "CAME",
     "EMA",
+    "GSAM",
     "LAMB",
     "LARS",
     "MADGRAD",
     "MARS",
     "QHM",
+    "SAM",
     "SGD",
     "SM3",
     "SOAP",
@@ -72,6 +76,7 @@ __all__ = [
     "LDoG",
     "LaProp",
     "Lion",
+    "LookSAM",
     "Lookahead",
     "Matrices",
     "Mechanic",

@@ -4,6 +4,7 @@ from typing import Unpack
 
 from keras import ops
 
+from kopt.math import power
 from kopt.optimizers.base import Common, Optimizer, Scheduled
 from kopt.optimizers.packs import Slot
 
@@ -68,8 +69,8 @@ class Ftrl(Optimizer):
         return dict(n=Slot(shape, self.initial_accumulator_value), z=shape)
 
     def direction(self, g, w, t, h, *, n, z):
-        root, n = ops.power(n, -h.learning_rate_power), n + g * g
-        new_root = ops.power(n, -h.learning_rate_power)
+        root, n = power(n, -h.learning_rate_power), n + g * g
+        new_root = power(n, -h.learning_rate_power)
         sigma = ops.divide_no_nan(new_root - root, h.learning_rate)
         z = z + g + 2 * h.l2_shrinkage_regularization_strength * w - sigma * w
         l1 = h.l1_regularization_strength

@@ -14,6 +14,12 @@ class Rule:
     averages: ClassVar[bool] = False
     """Whether the weights to evaluate at are others than those that are trained: see `swap`."""
 
+    looks: ClassVar[bool] = False
+    """Whether a step asks more of a batch than its gradient: see `look`."""
+
+    sees: ClassVar[tuple[str, ...]] = ()
+    """The names of what `look` returns besides gradients."""
+
     cites: ClassVar[tuple[str, ...]] = ()
     """Keys of the papers in `references.bib`."""
 
@@ -43,6 +49,13 @@ class Rule:
     def advance(self, t, h, **sums) -> dict[str, Any]:
         """Returns the new value of each shared scalar: once a step, before the directions."""
         return {}
+
+    def look(self, oracle) -> tuple[Any, dict[str, Any]]:
+        """Returns the gradients to step with, and what else the rule is to see of a batch, by name: see `sees`.
+
+        A list with a tensor for each weight comes to `measure` and `direction` beside the slots, a scalar in `h`.
+        """
+        return oracle.gradients(), {}
 
     def evaluation(self, w, h, **slots):
         """Returns `(w, slots)` to evaluate at, from those that are trained. See `averages`."""

@@ -40,6 +40,11 @@ class State(Rule, Hyperparameters, keras.optimizers.Optimizer):
         """
         if self.built:
             return
+        if self.gradient_accumulation_steps and (seeing := [node for _, node in self._nodes() if node.sees]):
+            raise ValueError(
+                f"{type(seeing[0]).__name__}: gradient_accumulation_steps must be None, since what it sees of several "
+                "batches besides their gradients does not add up to what it would see of one. Use larger batches."
+            )
         with outside_the_trace():
             super().build(variables)
             dtypes = [keras.backend.standardize_dtype(v.dtype) for v in variables]

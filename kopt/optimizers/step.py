@@ -13,15 +13,59 @@ from kopt.optimizers.state import State
 class Step(State):
     """The part of an optimizer that steps, and that swaps weights with their averages."""
 
+    _seen: dict[str, Any] | None
+
+    def step(self, oracle, variables, apply=None):
+        """Takes a step on the batch that an oracle knows.
+
+        Args:
+            oracle: a `kopt.training.Oracle`, as `kopt.Model` makes one for each batch.
+            variables: the weights that the oracle looks at.
+            apply: what is given the gradients in the place of `self.apply`: a loss-scale wrapper's, for one.
+        """
+        if not self.built:
+            self.build(variables)
+        members = [self._get_variable_index(variable) for variable in variables]
+        grads, seen = self.look(oracle)
+        for name, x in seen.items():
+            if isinstance(x, list):
+                seen[name] = {i: part for i, part in zip(members, x, strict=True) if part is not None}
+        self.__dict__["_seen"] = seen
+        (apply or self.apply)(grads, variables)
+
+    def _taken(self):
+        """The number of steps taken so far."""
+        root = self._kept.root
+        return root._finished_steps(root._kept.flags)
+
+    def _present(self):
+        """This optimizer's own hyperparameters at the step that comes: what `look` works with."""
+        numbers, wide = self._own_numbers(self._taken()), self._kept.root._wide
+        return SimpleNamespace(**{name: ops.cast(dense(x), wide) for name, x in numbers.items()})
+
+    def _held(self, name):
+        """The slot of this name of each weight: what `look` works with."""
+        found = {}
+        for pack in self._kept.packs:
+            parts = pack.part(pack.stacked({name: dense(pack.variables[name])})[name])
+            found |= dict(zip(pack.members, parts, strict=True))
+        return [found[member] for member in range(len(found))]
+
     def _backend_apply_gradients(self, grads, trainable_variables):
         """Sums gradients over replicas, and assigns what the pure step makes of them."""
+        seen, self.__dict__["_seen"] = self._seen, None
+        if seen is None and (looking := [node for _, node in self._nodes() if node.looks]):
+            raise ValueError(
+                f"{type(looking[0]).__name__} asks more of each batch than its gradient, and keras.Model shows it that "
+                "alone. Try kopt.Model(model.inputs, model.outputs)."
+            )
         if under_strategy():
             pairs = super()._all_reduce_sum_gradients(zip(grads, trainable_variables, strict=True))
             grads = [gradient for gradient, _ in pairs]
         members = [self._get_variable_index(variable) for variable in trainable_variables]
         grads = dict(zip(members, map(dense, grads), strict=True))
         step = self._accumulate if self.gradient_accumulation_steps else self._guard
-        self._change(lambda now: step(grads, now))
+        self._change(lambda now: step(grads, now, seen or {}))
 
     def _change(self, function):
         """Assigns what a pure function makes of all that a step may change."""
@@ -39,7 +83,7 @@ class Step(State):
             if value is not before:
                 assign(variable, value)
 
-    def _accumulate(self, grads, now):
+    def _accumulate(self, grads, now, seen):
         """Adds gradients up, and steps with their mean once there are enough."""
         number = self.gradient_accumulation_steps
         sums = {i: now["sums"][i] + g for i, g in grads.items()}
@@ -47,31 +91,33 @@ class Step(State):
         means = {i: g / number for i, g in sums.items()}
         return ops.cond(
             (self._iterations + 1) % number == 0,
-            lambda: self._guard(means, now) | {"sums": now["sums"] | zeros},
+            lambda: self._guard(means, now, seen) | {"sums": now["sums"] | zeros},
             lambda: now | {"sums": now["sums"] | sums},
         )
 
-    def _guard(self, grads, now):
+    def _guard(self, grads, now, seen):
         """Steps; or skips the step and counts it, where asked to and a gradient is not finite."""
         if not self.skip_nonfinite:
-            return self._step(grads, now)
-        finite = ops.all(ops.stack([ops.all(ops.isfinite(g)) for g in grads.values()]))
+            return self._step(grads, now, seen)
+        finite = ops.all(ops.stack([ops.all(ops.isfinite(x)) for x in (*grads.values(), *tree.flatten(seen))]))
         skipped = now["flags"] | {"skipped_steps": now["flags"]["skipped_steps"] + 1}
-        return ops.cond(finite, lambda: self._step(grads, now), lambda: now | {"flags": skipped})
+        return ops.cond(finite, lambda: self._step(grads, now, seen), lambda: now | {"flags": skipped})
 
-    def _step(self, grads, now):
+    def _step(self, grads, now, seen):
         """The step, from gradients and the present state to the next: pure, but for what `_updated` assigns."""
         grads = dict(zip(grads, self._clip_gradients(list(grads.values())), strict=True))
         step = self._finished_steps(now["flags"])
         if "evaluating" in now["flags"]:
             now = ops.cond(now["flags"]["evaluating"] > 0, lambda: self._swapped(now, step, "training"), lambda: now)
-        numbers = self._numbers(step)
+        numbers = self._numbers(step) | {"seen": {name: x for name, x in seen.items() if not isinstance(x, dict)}}
         packs = {i: p for i, p in enumerate(self._kept.packs) if not grads.keys().isdisjoint(p.members)}
         given = {i: self._given_to_rule(p, grads, now["weights"], now["slots"][i]) for i, p in packs.items()}
-        shared = self._advance(packs, given, numbers, now["shared"])
+        seen = {name: x for name, x in seen.items() if isinstance(x, dict)}
+        seen = {i: {n: p.join(self._of(p, x, now["weights"])) for n, x in seen.items()} for i, p in packs.items()}
+        shared = self._advance(packs, given, seen, numbers, now["shared"])
         h = {i: self._hyperparameters(p, numbers, shared, now["shared"]) for i, p in packs.items()}
         weights, slots = dict(now["weights"]), dict(now["slots"])
-        for i, (w, kept) in self._updated(packs, given, h, grads, step).items():
+        for i, (w, kept) in self._updated(packs, given, seen, h, grads, step).items():
             if w is not None:
                 moved = zip(packs[i].members, packs[i].part(w), strict=True)
                 weights |= {member: weight for member, weight in moved if member in grads}
@@ -85,19 +131,19 @@ class Step(State):
 
     def _given_to_rule(self, pack, grads, weights, slots):
         """Gradients, weights and slots of a pack; zeros in the place of a gradient that there is not."""
-        weights = [weights[member] for member in pack.members]
-        grads = [
-            grads[member] if member in grads else ops.zeros_like(w)
-            for member, w in zip(pack.members, weights, strict=True)
-        ]
-        return pack.join(grads), pack.join(weights), pack.stacked(slots)
+        grads = pack.join(self._of(pack, grads, weights))
+        return grads, pack.join([weights[member] for member in pack.members]), pack.stacked(slots)
 
-    def _updated(self, packs, given, h, grads, step):
+    def _of(self, pack, found, weights):
+        """What there is for each weight of a pack; zeros where there is nothing."""
+        return [found[i] if i in found else ops.zeros_like(weights[i]) for i in pack.members]
+
+    def _updated(self, packs, given, seen, h, grads, step):
         """For each pack the new weights and slots; None in the place of what is assigned already."""
         held = {i: (w, slots) for i, (_, w, slots) in given.items()}
 
         def update(held):
-            new = {i: self._update(packs[i], given[i][0], w, slots, h[i]) for i, (w, slots) in held.items()}
+            new = {i: self._update(packs[i], given[i][0], w, slots, seen[i], h[i]) for i, (w, slots) in held.items()}
             return {i: (w, self._where_given(packs[i], grads, s, held[i][1], step)) for i, (w, s) in new.items()}
 
         elementwise = {i: held.pop(i) for i, pack in packs.items() if self._rule(pack)._is_elementwise}
@@ -111,24 +157,24 @@ class Step(State):
         weight = self._trainable_variables[pack.members[0]] if pack.alone and not self.use_ema else None
         return weight, pack.variables
 
-    def _update(self, pack, g, w, slots, h):
+    def _update(self, pack, g, w, slots, seen, h):
         """The new weights and slots of a pack."""
         rule = self._rule(pack)
-        u, new = rule.direction(g, w, h.t, h, **slots)
+        u, new = rule.direction(g, w, h.t, h, **slots, **seen)
         if new.keys() != pack.slots.keys():
             raise ValueError(
                 f"{type(rule).__name__}: direction must return the slots {sorted(pack.slots)}, got {sorted(new)}."
             )
         return w - h.learning_rate * rule.finish(u, w, h), new
 
-    def _advance(self, packs, given, numbers, shared):
+    def _advance(self, packs, given, seen, numbers, shared):
         """The shared scalars of this step, from those of the last."""
         sums = {}
         for i, pack in packs.items():
             g, w, slots = given[i]
             h = self._hyperparameters(pack, numbers, shared, shared)
             own = sums.setdefault(self._kept.owners[pack.treatment.route], {})
-            for name, value in self._rule(pack).measure(g, w, h.t, h, **slots).items():
+            for name, value in self._rule(pack).measure(g, w, h.t, h, **slots, **seen[i]).items():
                 own[name] = own.get(name, 0.0) + ops.cast(value, self._wide)
         new = dict(shared)
         for owner, own in sums.items():
@@ -186,7 +232,7 @@ class Step(State):
         """What every part's hyperparameters are in this step, by the identity of what it was given."""
         numbers: dict[Any, Any] = {id(node._given): node._own_numbers(step) for _, node in self._nodes()}
         numbers = tree.map_structure(lambda x: ops.cast(dense(x), self._wide), numbers)
-        return numbers | {"t": ops.cast(step, self._wide) + 1}
+        return numbers | {"t": ops.cast(step, self._wide) + 1, "seen": {}}
 
     def _hyperparameters(self, pack, numbers, shared, last):
         """The `h` of a pack."""
@@ -194,7 +240,7 @@ class Step(State):
         return self._rule(pack)._namespace(numbers, how.dtype, how.factors, shared[owner], last[owner])
 
     def _namespace(self, numbers, dtype, factors, shared, last):
-        now = {"t": numbers["t"]} | numbers[id(self._given)] | shared
+        now = {"t": numbers["t"]} | numbers[id(self._given)] | numbers["seen"] | shared
         h = SimpleNamespace(**{name: ops.cast(x, dtype) for name, x in now.items()})
         h.last = SimpleNamespace(**{name: ops.cast(x, dtype) for name, x in last.items()})
         rate, decay = factors

@@ -81,6 +81,9 @@ class Wrapper(Optimizer):
     def advance(self, t, h, **sums):
         return self.inner.advance(t, h.inner, **sums)
 
+    def look(self, oracle):
+        return self.inner.look(oracle)
+
     def evaluation(self, w, h, **slots):
         own, inner = self.split(slots)
         w, inner = self.inner.evaluation(w, h.inner, **inner)
@@ -128,8 +131,11 @@ class Wrapper(Optimizer):
             return
         for argument, part in self.parts().items():
             check_part(self, argument, part)
+        innermost = self.inner
+        while isinstance(innermost, Wrapper):
+            innermost = innermost.inner
         for name in INHERITED:
-            setattr(self, name, getattr(self.inner, name))
+            setattr(self, name, getattr(innermost, name))
         super().build(variables)
 
     def _nodes(self, prefix=""):
@@ -162,6 +168,11 @@ def check_part(owner, argument, part):
         if isinstance(part, keras.optimizers.Optimizer):
             hint = f" Try kopt.{type(part).__name__}."
         raise TypeError(f"{who}: {argument} must be a kopt optimizer, got {part!r}.{hint}")
+    if argument != "inner" and (looking := [node for _, node in part._nodes() if node.looks]):
+        raise ValueError(
+            f"{who}: {argument} must be an optimizer that takes of each batch its gradient alone, got "
+            f"{type(looking[0]).__name__}. Try {type(looking[0]).__name__} around the {who}, or for all weights."
+        )
     if part._inputs is not None:
         raise ValueError(
             f"{who}: {argument} must be an optimizer that is not built, got {part!r}, which belongs to a model "

@@ -5,20 +5,22 @@ import keras
 BACKEND = keras.backend.backend()
 
 
-def compiled_step(optimizer, variables, traced, xla):
-    """Returns `optimizer.apply` compiled by the backend, which calls `traced()` whenever it is traced."""
+def compiled_step(take, optimizer, variables, traced, xla):
+    """Returns `take(gradients)`, a step, compiled by the backend, which calls `traced()` whenever it is traced."""
     if BACKEND == "jax":
         import jax  # pyright: ignore[reportMissingImports]
 
+        changed = [*variables, *optimizer.variables]
+
         @jax.jit
-        def stateless(weights, state, gradients):
+        def stateless(values, gradients):
             traced()
-            return optimizer.stateless_apply(state, gradients, weights)
+            with keras.StatelessScope(list(zip(changed, values, strict=True))) as scope:
+                take(gradients)
+            return [scope.get_current_value(variable) for variable in changed]
 
         def step(gradients):
-            weights, state = ([v.value for v in owner] for owner in (variables, optimizer.variables))
-            weights, state = stateless(weights, state, gradients)
-            for variable, value in zip((*variables, *optimizer.variables), (*weights, *state), strict=True):
+            for variable, value in zip(changed, stateless([v.value for v in changed], gradients), strict=True):
                 variable.assign(value)
 
         return step
@@ -27,9 +29,16 @@ def compiled_step(optimizer, variables, traced, xla):
     @tf.function(jit_compile=xla)
     def step(gradients):
         traced()
-        optimizer.apply(gradients, variables)
+        take(gradients)
 
     return step
+
+
+def looking(model):
+    """A model of these layers whose optimizer may look at a batch more than once."""
+    from kopt.training.model import Model
+
+    return Model(model.inputs, model.outputs)
 
 
 def sparse_rows(values, rows, shape):
@@ -60,7 +69,7 @@ def mirrored(devices):
     return tf.distribute.MirroredStrategy(devices, cross_device_ops=tf.distribute.ReductionToOneDevice())
 
 
-def replicated_step(strategy, optimizer, variables):
+def replicated_step(strategy, take):
     """Returns a compiled step in which one replica has a quarter of each gradient, and the other the rest."""
     import tensorflow as tf
 
@@ -68,7 +77,7 @@ def replicated_step(strategy, optimizer, variables):
     def step(gradients):
         def replica():
             first = tf.distribute.get_replica_context().replica_id_in_sync_group == 0
-            optimizer.apply([g * tf.where(first, tf.cast(0.25, g.dtype), 0.75) for g in gradients], variables)
+            take(gradients, tf.where(first, tf.constant(0.25, gradients[0].dtype), 0.75))
 
         strategy.run(replica)
 

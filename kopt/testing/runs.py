@@ -2,11 +2,13 @@
 
 import functools
 import json
+import math
 
 import keras
 import numpy as np
 from keras import ops
 
+from kopt._backend import dense, replicas, sum_over_replicas
 from kopt.optimizers.base import Optimizer
 from kopt.optimizers.wrapper import Wrapper
 from kopt.testing import backends
@@ -27,9 +29,18 @@ class Run:
         self.gradients = [[ops.convert_to_tensor(draw[i], dtype) for draw in draws] for i in range(1, STEPS + 1)]
         optimizer.build(self.variables)
         self.state = [v.numpy() for v in optimizer.variables]
-        self.step = optimizer.apply
+        self.step = self._step
         if compiled:
-            self.step = backends.compiled_step(optimizer, self.variables, self._traced, xla)
+            self.step = backends.compiled_step(self._step, optimizer, self.variables, self._traced, xla)
+
+    def _step(self, gradients, share=None):
+        """Takes a step with a share of these gradients; where they are looked for, of a loss that has them at 0."""
+        if share is not None:
+            gradients = [share * g for g in gradients]
+        if looks(self.optimizer):
+            self.optimizer.step(Bowl(self.variables, gradients, share), self.variables)
+        else:
+            self.optimizer.apply(gradients, self.variables)
 
     def _traced(self):
         self.traces += 1
@@ -53,6 +64,65 @@ class Run:
         variables = (*self.variables, *self.optimizer.variables)
         for variable, value in zip(variables, (*self.start, *self.state), strict=True):
             variable.assign(value)
+
+
+class Bowl:
+    """An oracle that answers for Σ ⟨g, w⟩ + ½ ⟨a, w²⟩, with slopes g, and curvatures a of its own."""
+
+    def __init__(self, variables, slopes, share=None, weights=None):
+        self.variables, self.slopes, self.share, self.replicas = variables, slopes, share, replicas()
+        self.weights = [dense(v) for v in variables] if weights is None else weights
+
+    def curvatures(self):
+        """The diagonal of the Hessian: between 0.2 and 1.8, or a share of that."""
+        share = 1.0 if self.share is None else self.share
+        entries = [np.arange(math.prod(v.shape)).reshape(v.shape) for v in self.variables]
+        return [share * ops.cast(1 + 0.8 * np.sin(x), v.dtype) for x, v in zip(entries, self.variables, strict=True)]
+
+    def at(self, weights):
+        """The oracle at other weights."""
+        return Bowl(self.variables, self.slopes, self.share, weights)
+
+    def _parts(self):
+        slopes = [g if g is None else dense(g) for g in self.slopes]
+        return zip(slopes, self.curvatures(), self.weights, strict=True)
+
+    def gradients(self):
+        """g + a w"""
+        return [g if g is None else g + a * w for g, a, w in self._parts()]
+
+    def loss(self):
+        """The value."""
+        return sum(ops.sum(g * w + 0.5 * a * w * w) for g, a, w in self._parts() if g is not None)
+
+    def __call__(self):
+        """The loss and its gradients."""
+        return self.loss(), self.gradients()
+
+    def hvp(self, vectors):
+        """a v"""
+        return [a * v for a, v in zip(self.curvatures(), vectors, strict=True)]
+
+    gnvp = hvp
+
+    def sum(self, tensors):
+        """Over all replicas."""
+        return sum_over_replicas(tensors)
+
+
+def looks(optimizer):
+    """Whether an optimizer, or one inside it, asks more of a batch than its gradient."""
+    return any(node.looks for _, node in optimizer._nodes())
+
+
+def fits(optimizer):
+    """Whether there is a model here whose `fit` the optimizer can work in: `kopt.Model` is TensorFlow's."""
+    return backends.BACKEND == "tensorflow" or not looks(optimizer)
+
+
+def accumulates(optimizer):
+    """Whether the gradients of several batches may be accumulated."""
+    return not any(node.sees for _, node in optimizer._nodes())
 
 
 def run(optimizer, **how):
@@ -127,7 +197,8 @@ def other_values(optimizer):
 
 def sums_over_weights(optimizer):
     """Whether what one weight does may depend on all."""
-    return any(type(node).measure not in (Optimizer.measure, Wrapper.measure) for _, node in optimizer._nodes())
+    measures = any(type(node).measure not in (Optimizer.measure, Wrapper.measure) for _, node in optimizer._nodes())
+    return measures or looks(optimizer)
 
 
 def is_initial(name):
@@ -162,6 +233,8 @@ def small_model(optimizer, policy="float32", **how):
             layers.Dense(1, dtype=policy, name="head"),
         ]
     )
+    if looks(optimizer):
+        model = backends.looking(model)
     if policy == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     model.compile(optimizer, "mse", **{"jit_compile": False} | how)

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from kopt.distribute import strategy as distributed
-from kopt.training import losses
+from kopt.training import losses, oracle
 
 BLOCK = 2**26
 """Training rows of more bytes than this go to the device in blocks."""
@@ -142,14 +142,17 @@ class Program:
 
         The parts of all replicas add up to the batch's loss, and so their gradients to its gradient.
         """
-        with tf.GradientTape() as tape:
-            each = tf.cast(losses.values(self.loss, y, self.model(X, training=True)), w.dtype)
+
+        def compute(through):
+            outputs = self.model(X, training=True)
+            each = tf.cast(losses.values(self.loss, y, through(outputs)), w.dtype)
             penalties = [tf.cast(p, w.dtype) / replicas for p in self.model.losses]
-            loss = tf.add_n([tf.reduce_sum(w * each) / weight, *penalties])
-            scaled = self.optimizer.scale_loss(loss)
-        variables = self.model.trainable_variables
-        self.optimizer.apply(tape.gradient(scaled, [v.value for v in variables]), variables)
-        return loss
+            return outputs, tf.add_n([tf.reduce_sum(w * each) / weight, *penalties])
+
+        factor = self.optimizer.loss_scale_factor
+        batch = oracle.Batch(self.model, compute, factor, getattr(self.model, "fresh_noise", False))
+        oracle.step(self.optimizer, batch, self.optimizer.apply)
+        return batch.loss
 
 
 class SharedProgram(Program):

@@ -76,6 +76,11 @@ CASES = {
     "SWA": kopt.SWA(kopt.SGD(0.1, momentum=0.5), start=1, every=2),
     "PolynomialAverage": kopt.PolynomialAverage(kopt.DoG(initial_distance=0.05)),
     "Lookahead": kopt.Lookahead(kopt.AdamW(0.05), every=3),
+    "SAM": kopt.SAM(kopt.SGD(0.1, momentum=0.9)),
+    "ASAM": kopt.ASAM(kopt.AdamW(0.05), synchronized=False),
+    "GSAM": kopt.GSAM(kopt.SGD(0.1), rho=0.2),
+    "LookSAM": kopt.LookSAM(kopt.SGD(0.1), rho=1.0, alpha=0.3, every=3),
+    "EMA of SAM": kopt.EMA(kopt.SAM(kopt.Muon(0.05)), momentum=0.9),
     "Adafactor": kopt.Adafactor(0.5, epsilon_2=0.5, min_dim_size_to_factor=2),
     "Adafactor warmup": kopt.Adafactor(5.0, epsilon_2=0.5, warmup_init=True),
     "Adafactor external": kopt.Adafactor(

@@ -37,7 +37,7 @@ def steps(optimizer, weights, numbers, missing=(), compiled=False):
     optimizer.build(weights)
     step = optimizer.apply
     if compiled:
-        step = backends.compiled_step(optimizer, weights, lambda: None, False)
+        step = backends.compiled_step(optimizer.apply, optimizer, weights, lambda: None, False)
     for number in numbers:
         rng = np.random.default_rng(number + 1)
         grads = [ops.convert_to_tensor(rng.normal(size=s), weights[0].dtype) for s in SHAPES]

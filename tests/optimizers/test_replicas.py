@@ -37,7 +37,7 @@ def test_two_replicas_equal_one_device(optimizer, options):
     strategy = backends.mirrored(backends.two_devices())
     with strategy.scope():
         two = runs.Run(optimizer(**options), dtype="float64")
-    two.step = backends.replicated_step(strategy, two.optimizer, two.variables)
+    two.step = backends.replicated_step(strategy, two.step)
     assert runs.distance(one(), two()) < 1e-6
     assert runs.distance(one.weights(), one.start) > 1e-3
     if options.get("use_ema"):

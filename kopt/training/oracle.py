@@ -1,0 +1,205 @@
+"""What an optimizer may ask about the batch at hand."""
+
+import functools
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import tree
+
+from kopt._backend import dense, replicas, sum_over_replicas
+from kopt.optimizers import Optimizer
+from kopt.training.moments import twice_differentiable
+
+
+class Batch:
+    """A batch that a model looks at: a function of the trainable weights, as often as it is asked.
+
+    All looks see the same rows, and draw the same noise (dropout) unless it is to be fresh. What a look changes
+    besides, as the statistics of batch normalization and the states of seeds, is assigned once, after the first.
+
+    Args:
+        model: a built `keras.Model`.
+        compute: returns the model's outputs for the batch, and the loss. It is given a function to which it passes the
+            outputs, and from whose result it computes the loss.
+        scale: what the loss is multiplied by while it is differentiated, against underflow; None for 1.
+        fresh_noise: whether each look draws noise of its own.
+
+    Attributes:
+        variables: the trainable ones.
+        loss: what the first look found.
+        outputs: the model's at the first look.
+    """
+
+    def __init__(self, model, compute, scale=None, fresh_noise=False):
+        self.model, self.compute, self.scale, self.fresh_noise = model, compute, scale, fresh_noise
+        self.variables = model.trainable_variables
+        self.loss: Any = None
+        self.outputs: Any = None
+        self._others = [(variable, dense(variable)) for variable in model.non_trainable_variables]
+        self._looks = 0
+
+    def look(self, weights, through=lambda outputs: outputs):
+        """Returns the loss at these weights; `through` may put other tensors in the place of the outputs."""
+        others = [(v, value + self._noise(v)) for v, value in self._others] if self._looks else self._others
+        self._looks += 1
+        with keras.StatelessScope([*zip(self.variables, weights, strict=True), *others], collect_losses=True) as scope:
+            outputs, loss = self.compute(through)
+        if self.outputs is None:
+            self.loss, self.outputs = loss, outputs
+            self._keep(scope)
+        return loss
+
+    def differentiate(self, weights):
+        """Returns the loss at these weights, and the gradients of the loss times `scale`, sparse ones too."""
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(weights)
+            loss = self.look(weights)
+            scaled = loss if self.scale is None else tf.cast(self.scale, loss.dtype) * loss
+        return loss, tape.gradient(scaled, weights)
+
+    def _noise(self, variable):
+        """What is added to the state of a seed from look to look."""
+        fresh = self.fresh_noise and variable.path.endswith("seed_generator_state")
+        return tf.constant(self._looks if fresh else 0, variable.dtype)
+
+    def _keep(self, scope):
+        """Assigns what a look has changed besides the weights."""
+        before = {id(variable): value for variable, value in self._others}
+        for variable in (*self.model.non_trainable_variables, *self.model.metrics_variables):
+            value = scope.get_current_value(variable)
+            if value is not None and value is not before.get(id(variable)):
+                variable.assign(value)
+
+
+class Oracle:
+    """Answers for a batch, at some weights: the loss, its gradients, and products with its curvature.
+
+    Under a strategy each replica has an oracle for its rows, and answers are its part: what all have together `sum`
+    tells. A weight that has no part in the loss has None for a gradient, and zeros in products.
+
+    Args:
+        batch: a `Batch`.
+        weights: a tensor for each trainable weight of the model; those that it has now where None.
+
+    Attributes:
+        weights: these tensors.
+    """
+
+    def __init__(self, batch, weights=None):
+        self._batch = batch
+        self.weights = [dense(v) for v in batch.variables] if weights is None else weights
+
+    def at(self, weights):
+        """Returns the oracle that answers for the same batch at other weights."""
+        return Oracle(self._batch, weights)
+
+    @property
+    def replicas(self):
+        """How many replicas have an oracle each."""
+        return replicas()
+
+    def loss(self):
+        """Returns the loss: a scalar, as Keras's `compute_loss` gives it, with penalties."""
+        return self._batch.look(self.weights)
+
+    def gradients(self):
+        """Returns the gradient of the loss for each weight."""
+        return self()[1]
+
+    def __call__(self):
+        """Returns the loss and its gradients, in one pass forward and one back."""
+        loss, grads = self._batch.differentiate(self.weights)
+        scale = self._batch.scale
+        grads = [g if g is None else dense(g) for g in grads]
+        return loss, [g if g is None or scale is None else g / tf.cast(scale, g.dtype) for g in grads]
+
+    def hvp(self, vectors):
+        """Returns the Hessian of the loss times a vector: a tensor for each weight, as `vectors` has them."""
+        with twice_differentiable(), tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(self.weights)
+            grads = self.gradients()
+        some = [(g, v) for g, v in zip(grads, vectors, strict=True) if g is not None]
+        return _slopes(tape, [g for g, _ in some], self.weights, [v for _, v in some])
+
+    def gnvp(self, vectors):
+        """Returns the generalized Gauss-Newton matrix times a vector: JᵀHJ · vector, plus the Hessian of penalties.
+
+        J is the Jacobian of the model's outputs, H the Hessian of the loss as a function of them. Where they come from
+        a softmax or sigmoid that the loss undoes, its logits take their place, so that H is positive semidefinite.
+        """
+        tape = functools.partial(tf.GradientTape, persistent=True, watch_accessed_variables=False)
+        with twice_differentiable(), tape() as second, tape() as back:  # for the products with J
+            back.watch(self.weights)
+            with tape() as outer, tape() as inner:  # for the product with H
+                outer.watch(self.weights)
+                inner.watch(self.weights)
+                split = _Split([outer, inner])
+                loss = self._batch.look(self.weights, split)
+            with outer:
+                slopes, penalty_slopes = _slopes(inner, loss, split.held), _slopes(inner, loss, self.weights)
+            duals = [tf.zeros_like(z) for z in split.outputs]
+            second.watch(duals)
+            pulled = _slopes(back, split.outputs, self.weights, duals)
+        pushed = _slopes(second, pulled, duals, vectors)
+        bent = _slopes(outer, slopes, split.held, pushed)
+        product = _slopes(back, split.outputs, self.weights, bent)
+        penalties = _slopes(outer, penalty_slopes, self.weights, vectors)
+        return [a + b for a, b in zip(product, penalties, strict=True)]
+
+    def sum(self, tensors):
+        """Returns each tensor of a list summed over all replicas; None where it is None."""
+        return sum_over_replicas(tensors)
+
+
+def _slopes(tape, targets, sources, vectors=None) -> list[Any]:
+    """The vectors times the Jacobian of the targets by the sources, of which one without a part in them gets zeros."""
+    zero = tf.UnconnectedGradients.ZERO
+    return [dense(x) for x in tape.gradient(targets, sources, vectors, unconnected_gradients=zero)]
+
+
+class _Split:
+    """Cuts the loss off from the weights at the model's outputs, or their logits.
+
+    Attributes:
+        outputs: these, as the weights give them.
+        held: the same numbers, watched by `tapes`: what the loss is computed from.
+    """
+
+    def __init__(self, tapes):
+        self.tapes, self.outputs, self.held = tapes, [], []
+
+    def __call__(self, outputs):
+        return tree.map_structure(self._cut, outputs)
+
+    def _cut(self, output):
+        logits = getattr(output, "_keras_logits", None)
+        self.outputs.append(output if logits is None else logits)
+        self.held.append(tf.stop_gradient(self.outputs[-1]))
+        for tape in self.tapes:
+            tape.watch(self.held[-1])
+        if logits is None:
+            return self.held[-1]
+        output = tf.stop_gradient(output)
+        output._keras_logits = self.held[-1]
+        return output
+
+
+def step(optimizer, batch, apply):
+    """Lets an optimizer step on a batch.
+
+    Args:
+        optimizer: a Keras optimizer, kopt's or not, without a loss-scale wrapper.
+        batch: a `Batch`.
+        apply: takes gradients, multiplied by the batch's scale, and variables: the optimizer's or its wrapper's.
+    """
+
+    def scaled(grads, variables):
+        if batch.scale is not None:
+            grads = [g if g is None else g * keras.ops.cast(batch.scale, g.dtype) for g in grads]
+        apply(grads, variables)
+
+    if isinstance(optimizer, Optimizer):
+        optimizer.step(Oracle(batch), batch.variables, scaled)
+    else:
+        apply(batch.differentiate([dense(v) for v in batch.variables])[1], batch.variables)
