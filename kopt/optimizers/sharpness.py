@@ -48,7 +48,7 @@ class SAM(Wrapper):
         """The gradients at these weights, and the oracle that answers for the worst nearby."""
         g = oracle.gradients()
         whole = oracle.sum(g) if self.synchronized else g
-        return g, oracle.at(together.plus(oracle.weights, 1.0, self.climb(whole, oracle.weights, self._present())))
+        return g, oracle.at(together.plus(oracle.weights, 1.0, self.climb(whole, oracle.weights, self.current())))
 
     def look(self, oracle):
         return self.inner.look(self.above(oracle)[1])
@@ -122,7 +122,7 @@ class GSAM(SAM):
         sharp, seen = self.inner.look(above)
         whole, whole_sharp = oracle.sum(g), oracle.sum(sharp)
         along = together.dot(whole, whole_sharp) / _positive(together.dot(whole_sharp, whole_sharp))
-        alpha = self._present().alpha
+        alpha = self.current().alpha
         return together.plus(together.plus(sharp, -alpha, g), alpha * along, sharp), seen
 
 
@@ -173,7 +173,7 @@ class LookSAM(SAM):
         super().build(variables)
 
     def look(self, oracle):
-        h, steps = self._present(), self._taken()
+        h, steps = self.current(), self._taken()
         g, above = self.above(oracle)
         due, has_part = steps % self.every == 0, [x is not None for x in g]
         g = [ops.zeros_like(w) if x is None else x for x, w in zip(g, oracle.weights, strict=True)]

@@ -38,7 +38,7 @@ class Step(State):
         root = self._kept.root
         return root._finished_steps(root._kept.flags)
 
-    def _present(self):
+    def current(self):
         """This optimizer's own hyperparameters at the step that comes: what `look` works with."""
         numbers, wide = self._own_numbers(self._taken()), self._kept.root._wide
         return SimpleNamespace(**{name: ops.cast(dense(x), wide) for name, x in numbers.items()})

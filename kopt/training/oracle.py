@@ -43,7 +43,8 @@ class Batch:
         """Returns the loss at these weights; `through` may put other tensors in the place of the outputs."""
         others = [(v, value + self._noise(v)) for v, value in self._others] if self._looks else self._others
         self._looks += 1
-        with keras.StatelessScope([*zip(self.variables, weights, strict=True), *others], collect_losses=True) as scope:
+        mapping = [*zip(self.variables, weights, strict=True), *others]
+        with keras.StatelessScope(mapping, collect_losses=True, initialize_variables=False) as scope:
             outputs, loss = self.compute(through)
         if self.outputs is None:
             self.loss, self.outputs = loss, outputs

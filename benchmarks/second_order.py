@@ -1,0 +1,194 @@
+"""What a second look costs, and what sharpness-aware minimization gains where labels are wrong.
+
+    python benchmarks/second_order.py                # all tables
+    python benchmarks/second_order.py --tables noise --seeds 5
+
+Times are medians of interleaved turns, as ratios: of a product with the curvature to a gradient, and of a step to that
+of the optimizer inside. On the CPU.
+"""
+
+import argparse
+import os
+import statistics
+import time
+
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
+import keras
+import numpy as np
+import tensorflow as tf
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+import kopt
+from kopt.training.oracle import Batch, Oracle
+
+ROUNDS = 10
+
+
+def dense():
+    """64-512-512-10, 1024 rows."""
+    inputs = keras.Input((64,))
+    x = keras.layers.Dense(512, "tanh")(keras.layers.Dense(512, "tanh")(inputs))
+    return kopt.Model(inputs, keras.layers.Dense(10)(x)), (1024, 64)
+
+
+def convolutional():
+    """Three convolutions with batch normalization, 128 pictures of 16 by 16."""
+    inputs = x = keras.Input((16, 16, 3))
+    for filters in 16, 32, 32:
+        x = keras.layers.Conv2D(filters, 3, padding="same", use_bias=False)(x)
+        x = keras.layers.Activation("relu")(keras.layers.BatchNormalization()(x))
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return kopt.Model(inputs, keras.layers.Dense(10)(x)), (128, 16, 16, 3)
+
+
+NETWORKS = {"dense": dense, "convolutional": convolutional}
+
+
+def made(network):
+    """A model, and rows and labels for it."""
+    keras.utils.set_random_seed(0)
+    model, shape = NETWORKS[network]()
+    rng = np.random.default_rng(0)
+    return model, rng.standard_normal(shape).astype("float32"), rng.integers(0, 10, shape[0])
+
+
+def medians(calls):
+    """The median over the rounds of each call's seconds over the first call's."""
+    for call in calls.values():
+        call()
+        call()
+    ratios = {name: [] for name in calls}
+    for _ in range(ROUNDS):
+        seconds = {}
+        for name, call in calls.items():
+            start = time.perf_counter()
+            for _ in range(10):
+                call()
+            seconds[name] = time.perf_counter() - start
+        for name, taken in seconds.items():
+            ratios[name].append(taken / next(iter(seconds.values())))
+    return {name: statistics.median(values) for name, values in ratios.items()}
+
+
+def products(network, xla):
+    """A product with the Hessian, and with the Gauss-Newton matrix, over a gradient."""
+    model, x, y = made(network)
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    x, y = tf.constant(x), tf.constant(y)
+
+    def compute(through):
+        outputs = model(x, training=True)
+        return outputs, model.compute_loss(x, y, through(outputs), None)
+
+    def compiled(ask):
+        function = tf.function(lambda: ask(Oracle(Batch(model, compute))), jit_compile=xla, autograph=False)
+        return lambda: function()[0].numpy()
+
+    def towards(oracle):
+        return [tf.ones_like(w) for w in oracle.weights]
+
+    return medians(
+        {
+            "gradient": compiled(lambda oracle: oracle.gradients()),
+            "hvp": compiled(lambda oracle: oracle.hvp(towards(oracle))),
+            "gnvp": compiled(lambda oracle: oracle.gnvp(towards(oracle))),
+        }
+    )
+
+
+OPTIMIZERS = {
+    "AdamW": lambda: kopt.AdamW(),
+    "SAM": lambda: kopt.SAM(kopt.AdamW()),
+    "ASAM": lambda: kopt.ASAM(kopt.AdamW()),
+    "GSAM": lambda: kopt.GSAM(kopt.AdamW()),
+    "LookSAM": lambda: kopt.LookSAM(kopt.AdamW()),
+}
+
+
+def steps(network, xla):
+    """A step in `fit` of each optimizer over that of AdamW."""
+
+    def stepping(optimizer):
+        model, x, y = made(network)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(optimizer(), loss, jit_compile=xla)
+        step = tf.function(model.train_step, jit_compile=xla, autograph=False)
+        batch = tf.constant(x), tf.constant(y)
+        return lambda: step(batch)["loss"].numpy()
+
+    return medians({name: stepping(optimizer) for name, optimizer in OPTIMIZERS.items()})
+
+
+NOISY = {
+    "SGD": lambda: kopt.SGD(0.1, momentum=0.9),
+    "SAM, 0.05": lambda: kopt.SAM(kopt.SGD(0.1, momentum=0.9)),
+    "SAM, 0.5": lambda: kopt.SAM(kopt.SGD(0.1, momentum=0.9), rho=0.5),
+    "ASAM, 1": lambda: kopt.ASAM(kopt.SGD(0.1, momentum=0.9), rho=1.0),
+    "GSAM, 0.2": lambda: kopt.GSAM(kopt.SGD(0.1, momentum=0.9), rho=0.2),
+    "GSAM, 0.5": lambda: kopt.GSAM(kopt.SGD(0.1, momentum=0.9), rho=0.5),
+    "LookSAM, 0.2": lambda: kopt.LookSAM(kopt.SGD(0.1, momentum=0.9), rho=0.2),
+    "LookSAM, 0.5": lambda: kopt.LookSAM(kopt.SGD(0.1, momentum=0.9), rho=0.5),
+}
+
+
+def noisy_accuracy(optimizer, seed, epochs=60):
+    """Accuracy on clean digits after training on half of them, 40 % of whose labels are drawn at random."""
+    X, y = load_digits(return_X_y=True)
+    X = (X / 16).astype("float32")
+    X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=0.5, random_state=seed, stratify=y)
+    rng = np.random.default_rng(seed)
+    y_train = np.where(rng.random(len(y_train)) < 0.4, rng.integers(0, 10, len(y_train)), y_train)
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((64,))
+    x = keras.layers.Dense(64, "relu")(keras.layers.Dense(128, "relu")(inputs))
+    model = kopt.Model(inputs, keras.layers.Dense(10)(x))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer(), loss, jit_compile=False)
+    model.fit(X_train, y_train, batch_size=128, epochs=epochs, verbose=0)
+    return float(np.mean(model.predict(X_test, verbose=0).argmax(1) == y_test))
+
+
+def ratio_table(title, rows):
+    """A table of the ratios of rows."""
+    table = Table(title=title, box=box.SIMPLE)
+    table.add_column("")
+    for name in next(iter(rows.values())):
+        table.add_column(name, justify="right")
+    for row, ratios in rows.items():
+        table.add_row(row, *(f"{x:.2f}" for x in ratios.values()))
+    return table
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tables", nargs="+", choices=["products", "steps", "noise"])
+    parser.add_argument("--seeds", type=int, default=5)
+    arguments = parser.parse_args()
+    chosen, console = arguments.tables or ["products", "steps", "noise"], Console()
+    kinds = [(network, xla) for network in NETWORKS for xla in (False, True)]
+    for name, measure, title in (
+        ("products", products, "Products over a gradient"),
+        ("steps", steps, "A step over AdamW's"),
+    ):
+        if name in chosen:
+            rows = {f"{network}, {'XLA' if xla else 'graph'}": measure(network, xla) for network, xla in kinds}
+            console.print(ratio_table(title, rows))
+    if "noise" in chosen:
+        table = Table(title="Accuracy on clean test rows, 40 % of the training labels drawn at random", box=box.SIMPLE)
+        for heading in ("", "mean", "least", "most"):
+            table.add_column(heading, justify="right" if heading else "left")
+        for name, optimizer in NOISY.items():
+            found = [noisy_accuracy(optimizer, seed) for seed in range(arguments.seeds)]
+            table.add_row(name, *(f"{x:.3f}" for x in (np.mean(found), min(found), max(found))))
+        console.print(table)
+
+
+if __name__ == "__main__":
+    main()
