@@ -41,9 +41,8 @@ class Batch:
 
     def look(self, weights, through=lambda outputs: outputs):
         """Returns the loss at these weights; `through` may put other tensors in the place of the outputs."""
-        others = [(v, value + self._noise(v)) for v, value in self._others] if self._looks else self._others
+        mapping = [*zip(self.variables, weights, strict=True), *self._beside()]
         self._looks += 1
-        mapping = [*zip(self.variables, weights, strict=True), *others]
         with keras.StatelessScope(mapping, collect_losses=True, initialize_variables=False) as scope:
             outputs, loss = self.compute(through)
         if self.outputs is None:
@@ -59,10 +58,12 @@ class Batch:
             scaled = loss if self.scale is None else tf.cast(self.scale, loss.dtype) * loss
         return loss, tape.gradient(scaled, weights)
 
-    def _noise(self, variable):
-        """What is added to the state of a seed from look to look."""
-        fresh = self.fresh_noise and variable.path.endswith("seed_generator_state")
-        return tf.constant(self._looks if fresh else 0, variable.dtype)
+    def _beside(self):
+        """What the other variables hold in the next look."""
+        if not self.fresh_noise or not self._looks:
+            return self._others
+        seeds = {id(v) for v, _ in self._others if v.path.endswith("seed_generator_state")}
+        return [(v, x + tf.constant(self._looks, x.dtype) if id(v) in seeds else x) for v, x in self._others]
 
     def _keep(self, scope):
         """Assigns what a look has changed besides the weights."""
