@@ -43,7 +43,7 @@ class Batch:
         """Returns the loss at these weights; `through` may put other tensors in the place of the outputs."""
         mapping = [*zip(self.variables, weights, strict=True), *self._beside()]
         self._looks += 1
-        with keras.StatelessScope(mapping, collect_losses=True, initialize_variables=False) as scope:
+        with keras.StatelessScope(mapping, collect_losses=True) as scope:
             outputs, loss = self.compute(through)
         if self.outputs is None:
             self.loss, self.outputs = loss, outputs
