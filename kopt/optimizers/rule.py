@@ -17,6 +17,9 @@ class Rule:
     looks: ClassVar[bool] = False
     """Whether a step asks more of a batch than its gradient: see `look`."""
 
+    full_batch: ClassVar[bool] = False
+    """Whether a step is meant for the whole data set at once."""
+
     sees: ClassVar[tuple[str, ...]] = ()
     """The names of what `look` returns besides gradients."""
 

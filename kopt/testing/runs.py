@@ -69,6 +69,8 @@ class Run:
 class Bowl:
     """An oracle that answers for Σ ⟨g, w⟩ + ½ ⟨a, w²⟩, with slopes g, and curvatures a of its own."""
 
+    scaled = noisy = False
+
     def __init__(self, variables, slopes, share=None, weights=None):
         self.variables, self.slopes, self.share, self.replicas = variables, slopes, share, replicas()
         self.weights = [dense(v) for v in variables] if weights is None else weights
@@ -104,6 +106,9 @@ class Bowl:
         return [a * v for a, v in zip(self.curvatures(), vectors, strict=True)]
 
     gnvp = hvp
+
+    def report(self, loss):
+        """Nobody asks."""
 
     def sum(self, tensors):
         """Over all replicas."""

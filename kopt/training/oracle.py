@@ -39,6 +39,11 @@ class Batch:
         self._others = [(variable, dense(variable)) for variable in model.non_trainable_variables]
         self._looks = 0
 
+    @property
+    def noisy(self):
+        """Whether the model draws random numbers."""
+        return any(_is_seed(variable) for variable, _ in self._others)
+
     def look(self, weights, through=lambda outputs: outputs):
         """Returns the loss at these weights; `through` may put other tensors in the place of the outputs."""
         mapping = [*zip(self.variables, weights, strict=True), *self._beside()]
@@ -62,8 +67,7 @@ class Batch:
         """What the other variables hold in the next look."""
         if not self.fresh_noise or not self._looks:
             return self._others
-        seeds = {id(v) for v, _ in self._others if v.path.endswith("seed_generator_state")}
-        return [(v, x + tf.constant(self._looks, x.dtype) if id(v) in seeds else x) for v, x in self._others]
+        return [(v, x + tf.constant(self._looks, x.dtype) if _is_seed(v) else x) for v, x in self._others]
 
     def _keep(self, scope):
         """Assigns what a look has changed besides the weights."""
@@ -72,6 +76,11 @@ class Batch:
             value = scope.get_current_value(variable)
             if value is not None and value is not before.get(id(variable)):
                 variable.assign(value)
+
+
+def _is_seed(variable):
+    """Whether a variable is the state of a random number generator."""
+    return variable.path.endswith("seed_generator_state")
 
 
 class Oracle:
@@ -100,6 +109,20 @@ class Oracle:
     def replicas(self):
         """How many replicas have an oracle each."""
         return replicas()
+
+    @property
+    def scaled(self):
+        """Whether losses are scaled while they are differentiated, as in mixed float16."""
+        return self._batch.scale is not None
+
+    @property
+    def noisy(self):
+        """Whether the loss is another function at each step, even of the same rows: dropout draws other masks."""
+        return self._batch.noisy
+
+    def report(self, loss):
+        """Says what the loss at the batch's first weights is, where it is known without a look."""
+        self._batch.loss = loss
 
     def loss(self):
         """Returns the loss: a scalar, as Keras's `compute_loss` gives it, with penalties."""
