@@ -82,19 +82,19 @@ class Minimizer(Optimizer):
 
         point, memory ← iterate(f, point, t, h, **memory)
 
-    `f(x)` is the loss and its gradient, `f.value(x)`, `f.hvp(x, v)` and `f.gnvp(x, v)` are the loss and products with the
-    Hessian and the Gauss-Newton matrix. A `Point` has `x`, `value` and `gradient`; those of the point that is returned are
-    what the next iteration begins with, so that nothing is computed twice. `memory` always has `evaluations`, how often
-    the loss and its gradient were evaluated, and `products`, how often a product with the curvature was taken: `iterate`
-    adds its own to them.
+    `f(x)` is the loss and its gradient, `f.value(x)`, `f.hvp(x, v)` and `f.gnvp(x, v)` are the loss and products with
+    the Hessian and the Gauss-Newton matrix. A `Point` has `x`, `value` and `gradient`; those of the point that is
+    returned are what the next iteration begins with, so that nothing is computed twice. `memory` always has
+    `evaluations`, how often the loss and its gradient were evaluated, and `products`, how often a product with the
+    curvature was taken: `iterate` adds its own to them.
 
     Needs `kopt.Model`, whose `fit` gives such an optimizer all rows at once, or `kopt.minimize`.
 
     Args:
         learning_rate: the length of the first step that is tried along a direction, in [0, inf); 1 suits all methods
             that scale their directions themselves.
-        stochastic: whether the loss is another function at each step, as with mini-batches: its value and gradient at the
-            weights at hand are then not taken from the last step, but evaluated anew. With dropout they always are.
+        stochastic: whether the loss is another function at each step, as with mini-batches: its value and gradient at
+            the weights at hand are then not taken from the last step, but evaluated anew. With dropout they always are.
         name: as in `keras.optimizers.Optimizer`.
     """
 
@@ -134,8 +134,8 @@ class Minimizer(Optimizer):
         for variable in variables:
             if variable.dtype not in ("float32", "float64"):
                 raise ValueError(
-                    f"{type(self).__name__}: weights must be float32 or float64, got {variable.dtype} for {variable.path}, "
-                    "whose rounding hides small decreases of the loss."
+                    f"{type(self).__name__}: weights must be float32 or float64, got {variable.dtype} for "
+                    f"{variable.path}, whose rounding hides small decreases of the loss."
                 )
         super().build(variables)
         size = sum(math.prod(variable.shape) for variable in variables)
@@ -156,7 +156,8 @@ class Minimizer(Optimizer):
         if oracle.replicas > 1 or oracle.scaled:
             rule = "mixed_float16" if oracle.scaled else f"a strategy of {oracle.replicas} replicas"
             raise ValueError(
-                f"{type(self).__name__} searches along lines, which {rule} does not allow yet. Use one device, in float32."
+                f"{type(self).__name__} evaluates the loss in loops, which {rule} does not allow yet. Use one device, in "
+                "float32."
             )
         self.build(variables)
         loss = oracle.loss()  # the first look, outside of any loop; left out of the program where nothing needs it

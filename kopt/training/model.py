@@ -90,16 +90,16 @@ def whole_batch(minimizer, x, batch_size):
         if minimizer.stochastic or (batch_size or rows) >= rows:
             return batch_size or rows
         raise ValueError(
-            f"{type(minimizer).__name__}: batch_size must be None or cover all {rows} rows, got {batch_size}, for the loss "
-            "is to be the same function at each step. Set stochastic=True to take steps on batches."
+            f"{type(minimizer).__name__}: batch_size must be None or cover all {rows} rows, got {batch_size}, for the "
+            "loss is to be the same function at each step. Set stochastic=True to take steps on batches."
         )
     batches = x.num_batches if isinstance(x, keras.utils.PyDataset) else None
     if isinstance(x, tf.data.Dataset):
         batches = int(x.cardinality())
     if batches is not None and batches > 1 and not minimizer.stochastic:
         raise ValueError(
-            f"{type(minimizer).__name__}: the data must come as one batch, got {batches}, for the loss is to be the same "
-            "function at each step. Set stochastic=True to take steps on batches."
+            f"{type(minimizer).__name__}: the data must come as one batch, got {batches}, for the loss is to be the "
+            "same function at each step. Set stochastic=True to take steps on batches."
         )
     return batch_size
 
