@@ -156,8 +156,8 @@ class Minimizer(Optimizer):
         if oracle.replicas > 1 or oracle.scaled:
             rule = "mixed_float16" if oracle.scaled else f"a strategy of {oracle.replicas} replicas"
             raise ValueError(
-                f"{type(self).__name__} evaluates the loss in loops, which {rule} does not allow yet. Use one device, in "
-                "float32."
+                f"{type(self).__name__} evaluates the loss in loops, which {rule} does not allow yet. Use one device, "
+                "in float32."
             )
         self.build(variables)
         loss = oracle.loss()  # the first look, outside of any loop; left out of the program where nothing needs it
