@@ -80,8 +80,9 @@ def minimizers(optimizer):
 
 def whole_batch(minimizer, x, batch_size):
     """The batch size at which a minimizer gets all rows of `x` at once, unless it asks for less."""
-    if hasattr(first := next(iter(tree.flatten(x)), None), "shape"):
-        rows = first.shape[0]
+    shape = getattr(next(iter(tree.flatten(x)), None), "shape", None)
+    if shape is not None:
+        rows = shape[0]
         if minimizer.stochastic or (batch_size or rows) >= rows:
             return batch_size or rows
         raise ValueError(
