@@ -27,7 +27,7 @@ PATIENCE = 10
 
 RUNNING, CONVERGED, LIMIT, STALLED, DIVERGED, STOPPED = -1, 0, 1, 2, 3, 99
 MESSAGES = {
-    CONVERGED: "The largest entry of the gradient is at most gtol, or the loss decreases by no more than ftol.",
+    CONVERGED: "The gradient is within gtol, or the decrease of the loss within ftol, or the loss within ftarget.",
     LIMIT: "The number of iterations reached maxiter.",
     STALLED: f"No step that decreases the loss was found in {PATIENCE} iterations, most often for want of precision.",
     DIVERGED: "The loss is not finite any more.",
@@ -47,6 +47,7 @@ def minimize(
     maxiter=1000,
     gtol=1e-5,
     ftol=0.0,
+    ftarget=None,
     micro_batch_size=None,
     jit_compile="auto",
     callback=None,
@@ -73,6 +74,7 @@ def minimize(
         gtol: the largest entry of the gradient at which to stop, in [0, inf).
         ftol: the decrease of the loss in an iteration, relative to the loss or to 1 if that is larger, at which to
             stop, in [0, inf); 0 for never.
+        ftarget: a loss at which to stop.
         micro_batch_size: how many rows to compute with at a time: the same result, to rounding, in less memory. None
             for all. It needs losses that are means over rows, and neither dropout nor batch normalization.
         jit_compile: whether programs are compiled by XLA: True, False, or "auto", which is True for arrays.
@@ -94,12 +96,15 @@ def minimize(
     check_range("minimize", "[1, inf)", maxiter=maxiter)
     check_range("minimize", "[0, inf)", gtol=gtol)
     check_range("minimize", "[0, inf)", ftol=ftol)
+    if ftarget is not None:
+        check_range("minimize", "(-inf, inf)", ftarget=ftarget)
     check_choice("minimize", (True, False, "auto"), jit_compile=jit_compile)
     check_choice("minimize", (0, 1, "auto"), verbose=verbose)
     optimizer = _optimizer(method, options or {})
     _compile(model, loss, optimizer)
     data, whole = _data(x, y, sample_weight, micro_batch_size, model)
-    search = _Search(model, optimizer, data, whole, gtol, ftol, jit_compile)
+    ends = dict(gtol=gtol, ftol=ftol, ftarget=-math.inf if ftarget is None else float(ftarget))
+    search = _Search(model, optimizer, data, whole, ends, jit_compile)
     return search.run(maxiter, callback, verbose)
 
 
@@ -160,9 +165,8 @@ def _tensor(array):
 class _Search:
     """A minimization: its programs, and what they need."""
 
-    def __init__(self, model, optimizer, data, whole, gtol, ftol, jit_compile):
-        self.model, self.optimizer, self.data, self.whole = model, optimizer, data, whole
-        self.gtol, self.ftol = gtol, ftol
+    def __init__(self, model, optimizer, data, whole, ends, jit_compile):
+        self.model, self.optimizer, self.data, self.whole, self.ends = model, optimizer, data, whole, ends
         self._meet(data if whole else data.some())
         xla = not isinstance(data, Stream) if jit_compile == "auto" else jit_compile
         compiled = functools.partial(tf.function, jit_compile=xla, autograph=False)
@@ -195,14 +199,19 @@ class _Search:
             moved = tf.reduce_any([tf.reduce_any(dense(v) != w) for v, w in zip(variables, before, strict=True)])
             value, slope = (tf.cast(number, losses.dtype) for number in measured(self.optimizer))
             stalls = tf.where(moved, 0, stalls + 1)
-            flat = moved & (loss - value <= self.ftol * tf.maximum(tf.abs(loss), 1.0)) & (self.ftol > 0)
             status = tf.where(stalls >= PATIENCE, STALLED, RUNNING)
-            status = tf.where((slope <= self.gtol) | flat, CONVERGED, status)
+            status = tf.where(self._is_end(loss, value, slope, moved), CONVERGED, status)
             status = tf.where(tf.math.is_finite(loss), status, DIVERGED)
             return i + 1, status, stalls, tf.tensor_scatter_nd_update(losses, [[i]], [loss])
 
         start = tf.constant(0), tf.constant(RUNNING), stalls, tf.zeros(CHUNK, "float64")
         return tf.while_loop(lambda i, status, *_: (i < limit) & (status == RUNNING), iteration, start)
+
+    def _is_end(self, loss, value, slope, moved):
+        """Whether an iteration that began at a loss reached what was asked for."""
+        ftol, reached = self.ends["ftol"], tf.where(tf.math.is_nan(value), loss, value)
+        flat = moved & (loss - value <= ftol * tf.maximum(tf.abs(loss), 1.0)) & (ftol > 0)
+        return (slope <= self.ends["gtol"]) | flat | (reached <= self.ends["ftarget"])
 
     def answer(self):
         """The loss and its gradient, as one vector."""

@@ -226,6 +226,9 @@ def test_minimize_ends_where_the_gradient_or_the_decrease_is_small():
     decreases = -np.diff([*result.history, result.fun])
     assert (decreases[:-1] > 1e-3).all()
     assert decreases[-1] <= 1e-3
+    result, _ = minimized(maxiter=1000, ftarget=0.5)
+    assert result.status == 0
+    assert result.fun <= 0.5 < result.history[-1]
 
 
 def test_minimize_says_why_it_stopped():
