@@ -29,6 +29,7 @@ class Burgers(keras.Model):
         self.network = keras.Sequential([*hidden, keras.layers.Dense(1, dtype="float64")])
 
     def call(self, points):
+        """u at these points."""
         return self.network(points)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):

@@ -42,7 +42,7 @@ class Switch(Optimizer):
         if not isinstance(phases, Sequence) or not phases or not all(_is_pair(phase) for phase in phases):
             raise TypeError(f"Switch: phases must be pairs of an optimizer and its number of steps, got {phases!r}.")
         for number, (part, steps) in enumerate(phases):
-            check_part(self, "inner", part)
+            check_part(self, "inner", part, may_step=True)
             if part.averages:
                 raise ValueError(
                     f"Switch: phases must not average weights, got {part!r}. Try kopt.EMA for the last alone."

@@ -325,3 +325,11 @@ def test_a_start_that_is_not_finite_is_refused():
 def test_what_is_no_phase_is_refused(phases, message):
     with pytest.raises((TypeError, ValueError), match=f"^Switch.*{message}"):
         kopt.Switch(phases)
+
+
+def test_nothing_wraps_what_steps_on_all_weights_at_once():
+    for around in (kopt.EMA, kopt.SAM, lambda inner: kopt.Matrices(inner, kopt.Adam())):
+        with pytest.raises(
+            ValueError, match=r"must be an optimizer that has a direction .* got TwoSteps, .* kopt.Switch"
+        ):
+            around(TwoSteps())
