@@ -100,9 +100,7 @@ def main():
     finally:
         keras.config.set_floatx("float32")
     taken = time.perf_counter() - start
-    print(
-        f"{arguments.method}: loss {result.fun:.2e}, relative error {error:.2e}, {result.nfev} evaluations, {taken:.0f} s"
-    )
+    print(f"{arguments.method}: relative error {error:.1e}, loss {result.fun:.1e} in {taken:.0f} s")
     figure, axes = plt.subplots(1, 3, figsize=(11, 3), layout="constrained")
     for axis, title, values in zip(axes, ("network", "error"), (found, found - truth)):
         image = axis.imshow(values, extent=(0, 1, -1, 1), origin="lower", aspect="auto", cmap="RdBu_r")
