@@ -1,11 +1,11 @@
 """Line searches: how far to go along a direction, at few evaluations of the function.
 
-Each is called as `search(phi, start, first, …)`. `phi(length)` is the function along the line: it returns the value, the
-slope, and what else belongs to the point (the gradient, say), which comes back with the point that is chosen, so that
-nothing is evaluated twice. `start` is what `phi(0)` returns, and `first` the length that is tried first.
+Each is called as `search(phi, start, first, …)`. `phi(length)` is the function along the line: it returns the value,
+the slope, and what else belongs to the point (the gradient, say), which comes back with the point that is chosen, so
+that nothing is evaluated twice. `start` is what `phi(0)` returns, and `first` the length that is tried first.
 
-A search evaluates `phi` in one place, inside of one loop. A length whose value or slope is not finite is too long. Where
-`first` is not positive, or the start not finite or no descent, nothing is evaluated.
+A search evaluates `phi` in one place, inside of one loop. A length whose value or slope is not finite is too long.
+Where `first` is not positive, or the start is not finite or no descent, nothing is evaluated.
 """
 
 from typing import Any, NamedTuple
@@ -225,7 +225,7 @@ def hager_zhang(phi, start, first, *, decrease=0.1, curvature=0.9, tolerance=1e-
         done = ops.logical_not(unbounded | _inside(length, next_low, next_high))
 
         anew = again | ops.logical_not(rising)
-        stage = ops.where(anew, 0, ops.where(second_helps, 1, 2))
+        stage = ops.cast(ops.where(anew, 0, ops.where(second_helps, 1, 2)), "int32")
         state = Bracket(next_low, next_high, _where(anew, next_low, old_low), _where(anew, next_high, old_high), stage)
         steep = trial.slope >= curvature * slope
         wolfe = trial.value <= value + decrease * trial.length * slope
@@ -262,8 +262,9 @@ def _search(phi, start, first, most, begin, judge):
         return able & ops.isfinite(length) & (length > 0) & (best.evaluations < most) & ops.logical_not(best.success)
 
     def attempt(length, best, state):
-        trial = Step(length, *phi(length), best.evaluations + 1, best.success)
-        accepted, following, state = judge(state, End(*trial[:3]))
+        value, slope, rest = phi(length)
+        trial = Step(length, value, slope, rest, best.evaluations + 1, best.success)
+        accepted, following, state = judge(state, End(length, value, slope))
         better = accepted | (_finite(trial) & (trial.value < best.value))
         best = _where(better, trial, best)._replace(evaluations=trial.evaluations, success=accepted)
         return following, best, state
