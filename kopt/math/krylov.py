@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops, tree
 
+from kopt.math.ratios import ratio
+
 
 class Iterate(NamedTuple):
     """Where conjugate gradients are.
@@ -65,13 +67,14 @@ def start(b, x, product_x, inverse=same):
     return Iterate(x, r, z, ops.vdot(r, z), -ops.vdot(b + r, x) / 2)
 
 
-def advance(at, product_p, inverse=same):
-    """α = ⟨r, z⟩ / ⟨p, A p⟩,  x + α p,  r - α A p,  p = z + ⟨r, z⟩ / ⟨r, z⟩₋₁ p"""
-    alpha = at.rz / ops.vdot(at.p, product_p)
+def advance(at, product_p, inverse=same, beta=1.0):
+    """α = ⟨r, p⟩ / ⟨p, A p⟩,  x + α p,  r - α A p,  p = z + β ⟨r, z⟩ / ⟨r, z⟩₋₁ p, with β = 0 to begin anew"""
+    slope = ops.vdot(at.r, at.p)  # in exact arithmetic ⟨r, z⟩, but after an x to begin with
+    alpha = ratio(slope, ops.vdot(at.p, product_p))
     r = at.r - alpha * product_p
     z = inverse(r)
     rz = ops.vdot(r, z)
-    return Iterate(at.x + alpha * at.p, r, z + rz / at.rz * at.p, rz, at.model - alpha * at.rz / 2)
+    return Iterate(at.x + alpha * at.p, r, z + beta * rz / at.rz * at.p, rz, at.model - alpha * slope / 2)
 
 
 def conjugate_gradients(product, b, x=None, *, tolerance, limit, inverse=same):
@@ -85,29 +88,31 @@ def conjugate_gradients(product, b, x=None, *, tolerance, limit, inverse=same):
     Args:
         product: returns A times a vector.
         b: a vector.
-        x: where to begin; zero, which costs no product, where None.
+        x: a guess of the solution, or None. Its best multiple is where they begin, so that even a bad one leads down;
+            that costs a product. Zero, if there is no positive curvature along it.
         tolerance: ends where ‖b - A x‖ ≤ tolerance ‖b‖.
-        limit: the most products to take, the one at the beginning not counted.
+        limit: the most products to take, that of the guess not counted.
         inverse: returns M⁻¹ times a vector, for a positive M whose inverse is near to A's.
     """
-    nowhere = ops.zeros_like(b)
-    at = start(b, nowhere, nowhere, inverse) if x is None else start(b, x, product(x), inverse)
-    target, epsilon = tolerance * length(b), np.finfo(ops.dtype(b)).eps
+    nowhere, epsilon = ops.zeros_like(b), np.finfo(ops.dtype(b)).eps
+    cold, target = start(b, nowhere, nowhere, inverse), tolerance * length(b)
 
     def going(i, at, stopped, largest):
         return (i < limit) & (length(at.r) > target) & (at.rz > 0) & ~stopped
 
     def body(i, at, stopped, largest):
-        product_p = product(at.p)
+        product_p, guessed = product(at.p), i < 0
         curvature, size = ops.vdot(at.p, product_p), ops.vdot(at.p, at.p)
-        largest = ops.maximum(largest, ops.abs(curvature) / size)
+        largest = ops.maximum(largest, ratio(ops.abs(curvature), size))
         bent = ~(curvature > epsilon * largest * size)
         scale = ops.where(curvature < 0, at.rz / -curvature, 1)
         first = at._replace(x=at.x + scale * at.p, model=at.model - scale * at.rz + scale**2 * curvature / 2)
-        end = choose(i == 0, first, at)
-        return i + 1, choose(bent, end, advance(at, product_p, inverse)), bent, largest
+        end = choose(guessed, cold, choose(i == 0, first, at))
+        ahead = advance(at, product_p, inverse, ops.where(guessed, ops.zeros_like(size), 1))
+        return i + 1, choose(bent, end, ahead), bent & ~guessed, largest
 
-    nothing = ops.zeros((), "int32"), at, ops.zeros((), "bool"), ops.zeros((), b.dtype)
+    i, at = (0, cold) if x is None else (-1, cold._replace(p=x))
+    nothing = ops.full((), i, "int32"), at, ops.zeros((), "bool"), ops.zeros_like(target)
     i, at, stopped, _ = ops.while_loop(going, body, nothing)
     return Solution(at.x, at.model, i + (x is not None), stopped)
 
