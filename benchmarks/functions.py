@@ -45,7 +45,7 @@ def scipys(method, function, start):
 
     minimize(evaluate, np.array(start), jac=True, method=method, options=EXACT[method])
     reached = [number for number, value in enumerate(values, start=1) if value <= TARGET]
-    return (reached or values)[0] if reached else len(values), min(values)
+    return (reached[0] if reached else len(values)), min(values)
 
 
 def kopts(optimizer, function, start, dtype="float64"):

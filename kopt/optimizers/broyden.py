@@ -77,8 +77,7 @@ class BFGS(LineSearched):
         return super().memory(size) | dict(H=(size, size))
 
     def first(self, d, slope, /, *, learned, change, H):
-        one = super().first(d, slope, learned=learned, change=change)
-        return ops.where(learned > 0, as_before(slope, change), one)
+        return as_before(slope, change, learned)
 
     def heading(self, at, h, *, learned, change, H):
         return ops.where(learned > 0, -times(H, at.gradient), -at.gradient)

@@ -74,8 +74,7 @@ class NonlinearCG(LineSearched):
         return super().memory(size) | dict(d=(size,), g=(size,))
 
     def first(self, d, slope, /, *, learned, change, **memory):
-        one = super().first(d, slope, learned=learned, change=change)
-        return ops.where(learned > 0, as_before(slope, change), one)
+        return as_before(slope, change, learned)
 
     def heading(self, at, h, *, learned, change, d, g):
         new, y = at.gradient, at.gradient - g

@@ -133,8 +133,12 @@ class Move(NamedTuple):
         return self.success & (dot(self.s, self.y) > tiny * dot(self.y, self.y))
 
 
-def as_before(slope, change):
-    """The length at which a parabola of this slope falls as much as the last step did, and 1 % more; 1 at most"""
+def as_before(slope, change, learned):
+    """The length at which a parabola of this slope falls by as much as the last step did, and 1 % more; 1 at most.
+
+    Where nothing is known, that of a step of about length 1 down the gradient: all as in scipy.
+    """
+    change = ops.where(learned > 0, change, -0.5 * ops.sqrt(ops.maximum(-slope, 0)))
     length = 2.02 * ratio(change, slope)
     return ops.where((length > 0) & (length < 1), length, 1)
 
