@@ -80,7 +80,12 @@ from .search import TunerSearchCV as TunerSearchCV
 
 __version__: str
 from .optimizers import ASAM as ASAM
+from .optimizers import BFGS as BFGS
 from .optimizers import GSAM as GSAM
+from .optimizers import LBFGS as LBFGS
 from .optimizers import SAM as SAM
+from .optimizers import SSBFGS as SSBFGS
 from .optimizers import LookSAM as LookSAM
+from .optimizers import NonlinearCG as NonlinearCG
+from .optimizers import SSBroyden as SSBroyden
 from .training.model import Model as Model

@@ -59,7 +59,7 @@ def backtracking(phi, start, first, *, decrease=1e-4, most=30) -> Step:
         parabola = _quadratic(origin, trial)
         shorter = ops.clip(parabola, 0.1 * trial.length, 0.5 * trial.length)
         shorter = ops.where(_finite(trial) & ops.isfinite(parabola), shorter, 0.1 * trial.length)
-        return trial.value <= value + decrease * trial.length * slope, shorter, origin
+        return _finite(trial) & (trial.value <= value + decrease * trial.length * slope), shorter, origin
 
     return _search(phi, start, first, most, lambda origin: origin, judge)
 

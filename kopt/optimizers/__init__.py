@@ -5,7 +5,9 @@ from kopt.optimizers.adaptive import MADGRAD, Adadelta, Adagrad, RMSprop
 from kopt.optimizers.averaging import EMA, SWA, Lookahead, PolynomialAverage
 from kopt.optimizers.base import Optimizer
 from kopt.optimizers.blockwise import SM3, AdamMini
+from kopt.optimizers.broyden import BFGS, SSBFGS, SSBroyden
 from kopt.optimizers.citations import cite
+from kopt.optimizers.conjugate import NonlinearCG
 from kopt.optimizers.denominators import AdaBelief, AdaBound, NovoGrad, RAdam, StableAdamW, Yogi
 from kopt.optimizers.dog import DoG, DoWG, LDoG
 from kopt.optimizers.factored import CAME, Adafactor
@@ -21,6 +23,7 @@ from kopt.optimizers.numerators import ADOPT, MARS, Adan, AdEMAMix, LaProp, QHAd
 from kopt.optimizers.packs import Slot
 from kopt.optimizers.parameter_free import DAdaptAdam, DAdaptSGD, Prodigy
 from kopt.optimizers.quantized import Quantized
+from kopt.optimizers.quasi_newton import LBFGS
 from kopt.optimizers.router import Matrices, Route
 from kopt.optimizers.schedule_free import ScheduleFree, ScheduleFreeAdamW, ScheduleFreeRAdam, ScheduleFreeSGD
 from kopt.optimizers.sgd import QHM, SGD, AggMo
@@ -35,11 +38,13 @@ __all__ = [
     "ADOPT",
     "APOLLO",
     "ASAM",
+    "BFGS",
     "CAME",
     "EMA",
     "GSAM",
     "LAMB",
     "LARS",
+    "LBFGS",
     "MADGRAD",
     "MARS",
     "QHM",
@@ -47,6 +52,7 @@ __all__ = [
     "SGD",
     "SM3",
     "SOAP",
+    "SSBFGS",
     "SWA",
     "AMSGrad",
     "APOLLOMini",
@@ -83,6 +89,7 @@ __all__ = [
     "Muon",
     "Nadam",
     "NadamW",
+    "NonlinearCG",
     "NovoGrad",
     "Optimizer",
     "PolynomialAverage",
@@ -93,6 +100,7 @@ __all__ = [
     "RMSprop",
     "Route",
     "Rprop",
+    "SSBroyden",
     "ScheduleFree",
     "ScheduleFreeAdamW",
     "ScheduleFreeRAdam",

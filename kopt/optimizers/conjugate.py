@@ -11,9 +11,40 @@ from kopt.optimizers.minimizer import CommonToMinimizers
 
 
 class NonlinearCG(LineSearched):
-    """TODO."""
+    """Nonlinear conjugate gradients: each direction keeps what the last one has gained.
 
-    cites = ("hager2006survey",)
+        d ← -g + β d
+        x ← x + α d     α by a search along d
+
+        polak_ribiere       β = max(⟨g, y⟩ / ‖g₋‖², 0)          y = g - g₋
+        fletcher_reeves     β = ‖g‖² / ‖g₋‖²
+        hestenes_stiefel    β = ⟨g, y⟩ / ⟨d, y⟩
+        hager_zhang         β = max(⟨y - 2 d ‖y‖² / ⟨d, y⟩, g⟩ / ⟨d, y⟩, -1 / (‖d‖ min(0.01, ‖g₋‖)))
+
+    For so many weights that `kopt.LBFGS` has no room for its pairs: this keeps two vectors. It needs a closer search,
+    of about two evaluations, and more steps. Starts anew from -g where d leads up or a search has failed, and where
+    successive gradients are far from orthogonal: |⟨g, g₋⟩| > `restart` ‖g‖². Needs `kopt.Model`.
+
+    Args:
+        learning_rate: a factor of the first length to try, in [0, inf). That is the length at which the loss would
+            fall as in the last step, as in scipy.
+        beta: "polak_ribiere", "fletcher_reeves", "hestenes_stiefel" or "hager_zhang".
+        restart: how far from orthogonal gradients may be, in (0, inf]; Powell's 0.2.
+        line_search: "zoom" (strong Wolfe conditions), "hager_zhang" (approximate ones, which rounding does not hide)
+            or "backtracking" (Armijo's alone); None for zoom in float64 and Hager-Zhang in float32.
+        decrease: how much of what the slope promises the loss has to fall by, in (0, 0.5).
+        curvature: which part of the slope may be left, in (0, 1).
+        max_evaluations: of the loss and its gradient in one search, from 1.
+        **common: `stochastic` and `name`.
+
+    References:
+        Nocedal and Wright, *Numerical Optimization*, 2006. https://doi.org/10.1007/978-0-387-40065-5
+
+        Hager and Zhang, *A New Conjugate Gradient Method with Guaranteed Descent and an Efficient Line Search*, 2005.
+        https://doi.org/10.1137/030601880
+    """
+
+    cites = ("hager2005conjugate", "nocedal2006numerical")
     choices = {"beta": ("polak_ribiere", "fletcher_reeves", "hestenes_stiefel", "hager_zhang")}
     ranges = {"restart": "(0, inf]"}
 
@@ -43,8 +74,7 @@ class NonlinearCG(LineSearched):
         return super().memory(size) | dict(d=(size,), g=(size,))
 
     def first(self, d, slope, /, *, learned, change, **memory):
-        one = super().first(d, slope, learned=learned, change=change)
-        return ops.where(learned > 0, as_before(slope, change), one)
+        return as_before(slope, change, learned)
 
     def heading(self, at, h, *, learned, change, d, g):
         new, y = at.gradient, at.gradient - g
@@ -53,7 +83,9 @@ class NonlinearCG(LineSearched):
         return ops.where((learned > 0) & ops.logical_not(turned), beta * d, 0) - new
 
     def learn(self, move, at, to, h, *, learned, change, d, g):
-        return dict(learned=learned + 1, d=move.d, g=at.gradient)
+        went = move.success
+        new = learned + ops.cast(went, learned.dtype)
+        return dict(learned=new, d=ops.where(went, move.d, d), g=ops.where(went, at.gradient, g))
 
     @staticmethod
     def _polak_ribiere(new, y, d, g):

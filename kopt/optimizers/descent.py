@@ -16,10 +16,11 @@ class LineSearched(Minimizer):
 
         d ← heading(at, h, **memory)                   -g where that leads up
         x ← x + α d                                    with α from a search along d
-        memory ← learn(move, at, to, h, **memory)
+        memory ← learn(move, at, to, h, **memory)      as it was, unless `move.success`
 
-    Memory that is zero means that nothing is known. So it is at first, and after a search that failed: the next step then
-    goes down the gradient. `learned` counts what was learned since, and `change` is that of the loss in the last step.
+    Of the memory, `learned` counts the steps that have been learned from, and `change` is that of the loss in the last
+    one. Where `learned` is 0 the rest means nothing: at first, after a search that failed, and where d led up. The step
+    then goes down the gradient.
 
     Args:
         learning_rate: the first length to try, in lengths of the direction.
@@ -58,7 +59,7 @@ class LineSearched(Minimizer):
         raise NotImplementedError(f"{type(self).__name__} must define heading(at, h, **memory).")
 
     def learn(self, move, at, to, h, *, learned, change, **memory) -> dict[str, Any]:
-        """Returns the new memory, after a search that succeeded."""
+        """Returns the new memory, without `change`."""
         raise NotImplementedError(f"{type(self).__name__} must define learn(move, at, to, h, **memory).")
 
     def first(self, d, slope, /, *, learned, change, **memory):
@@ -78,7 +79,7 @@ class LineSearched(Minimizer):
     def iterate(self, f, at, t, h, *, evaluations, products, **memory):
         d = self.heading(at, h, **memory)
         down = dot(d, at.gradient) < 0
-        memory = {name: ops.where(down, x, 0) for name, x in memory.items()}
+        memory["learned"] = ops.where(down, memory["learned"], 0)
         d = ops.where(down, d, -self.pull(at))
         slope = dot(d, at.gradient)
 
@@ -92,12 +93,13 @@ class LineSearched(Minimizer):
         step = self._search(phi, (at.value, slope, at.gradient), first, h)
         x = ops.where(step.length > 0, self.allowed(at.x + step.length * d), at.x)
         to = Point(x, step.value, step.rest)
-        new = self.learn(Move(d, slope, step.length, x - at.x, step.rest - at.gradient), at, to, h, **memory)
-        new["change"] = step.value - at.value
-        new = {name: ops.where(step.success, new[name], 0) for name in memory}
-        memory = {name: ops.where(step.evaluations > 0, new[name], x) for name, x in memory.items()}
+        move = Move(d, slope, step.length, x - at.x, step.rest - at.gradient, step.success)
+        new = self.learn(move, at, to, h, **memory)
+        failed = (step.evaluations > 0) & ops.logical_not(step.success)
+        new["learned"] = ops.where(failed, 0, new["learned"])
+        new["change"] = ops.where(step.success, step.value - at.value, memory["change"])
         evaluations = evaluations + ops.cast(step.evaluations, evaluations.dtype)
-        return to, dict(evaluations=evaluations, products=products) | memory
+        return to, dict(evaluations=evaluations, products=products) | new
 
     def _search(self, phi, start, first, h):
         name = self.line_search or ("zoom" if self._wide == "float64" else "hager_zhang")
@@ -114,6 +116,7 @@ class Move(NamedTuple):
         length: of the step along it.
         s: the change of the weights.
         y: the change of the gradient.
+        success: whether the search has found what it looks for.
     """
 
     d: Any
@@ -121,11 +124,23 @@ class Move(NamedTuple):
     length: Any
     s: Any
     y: Any
+    success: Any
+
+    @property
+    def curved(self):
+        """Whether the search has succeeded, and the gradient has risen along the step by more than rounding."""
+        tiny = 2.0 ** (-52 if self.s.dtype == "float64" else -23)
+        return self.success & (dot(self.s, self.y) > tiny * dot(self.y, self.y))
 
 
-def as_before(slope, change):
-    """The length at which a parabola of this slope falls as much as the last step did, and 1 % more; 1 at most"""
-    return ops.minimum(1, 2.02 * ratio(change, slope))
+def as_before(slope, change, learned):
+    """The length at which a parabola of this slope falls by as much as the last step did, and 1 % more; 1 at most.
+
+    Where nothing is known, that of a step of about length 1 down the gradient: all as in scipy.
+    """
+    change = ops.where(learned > 0, change, -0.5 * ops.sqrt(ops.maximum(-slope, 0)))
+    length = 2.02 * ratio(change, slope)
+    return ops.where((length > 0) & (length < 1), length, 1)
 
 
 def dot(a, b):

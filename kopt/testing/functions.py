@@ -1,5 +1,6 @@
 """Functions to minimize, with their standard starts, for the tests and benchmarks of minimizers."""
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -118,27 +119,43 @@ class Plain:
         """Nobody asks."""
 
 
-def minimize(optimizer, function, start, dtype="float64", *, steps, target=1e-8, xla=False):
-    """Steps until a function is at its target.
+class Descent:
+    """A minimizer at work on a function.
 
-    Returns:
-        The point, the value, and how often the function was evaluated.
+    Args:
+        optimizer: a `kopt.optimizers.minimizer.Minimizer`.
+        function: of a vector, to a scalar.
+        start: the vector to start from.
+        dtype: in which to work.
+        how: "eager", "graph" or "xla".
+
+    Attributes:
+        values: the function's at the start of each step that was taken.
+        traces: how often a step was traced.
     """
-    import keras
 
-    variable = keras.Variable(np.array(start, dtype), name="x")
-    before = keras.config.floatx()
-    optimizer._wide = dtype
-    optimizer.build([variable])
+    def __init__(self, optimizer, function, start, dtype="float64", how="graph"):
+        self.optimizer, self.values, self.traces = optimizer, [], 0
+        self.variable = keras.Variable(np.array(start, dtype), name="x")
+        optimizer.build([self.variable])
 
-    @tf.function(jit_compile=xla, autograph=False)
-    def step():
-        optimizer.step(Plain(function, [variable.value]), [variable])
-        return optimizer._memory["value"].value
+        def step():
+            self.traces += 1
+            optimizer.step(Plain(function, [self.variable.value]), [self.variable])
+            return optimizer._memory["value"].value, optimizer._memory["gradient"].value
 
-    values = []
-    for _ in range(steps):
-        values.append(float(step()))
-        if values[-1] <= target or (len(values) > 20 and values[-1] == values[-20]):
-            break
-    return variable.numpy(), values, optimizer.evaluations
+        self.step = step if how == "eager" else tf.function(step, jit_compile=how == "xla", autograph=False)
+
+    def __call__(self, steps, target=None):
+        """Takes so many steps; fewer where the value is at the target, or has not changed in 20 of them."""
+        for _ in range(steps):
+            value, self.gradient = self.step()
+            self.values.append(float(value))
+            if target is not None and (self.values[-1] <= target or self.values[-20:-1] == self.values[-1:] * 19):
+                break
+        return self.x
+
+    @property
+    def x(self):
+        """The point that has been reached."""
+        return self.variable.numpy()
