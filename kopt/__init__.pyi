@@ -88,4 +88,9 @@ from .optimizers import SSBFGS as SSBFGS
 from .optimizers import LookSAM as LookSAM
 from .optimizers import NonlinearCG as NonlinearCG
 from .optimizers import SSBroyden as SSBroyden
+from .optimizers import HessianFree as HessianFree
+from .optimizers import Newton as Newton
+from .optimizers import NewtonCG as NewtonCG
+from .optimizers import NysNewtonCG as NysNewtonCG
+from .optimizers import TrustRegion as TrustRegion
 from .training.model import Model as Model

@@ -14,12 +14,15 @@ from kopt.optimizers.factored import CAME, Adafactor
 from kopt.optimizers.ftrl import Ftrl
 from kopt.optimizers.graft import Graft
 from kopt.optimizers.groups import layerwise_decay
+from kopt.optimizers.hessian_free import HessianFree
 from kopt.optimizers.kron import Kron
 from kopt.optimizers.layerwise import LAMB, LARS
 from kopt.optimizers.low_rank import APOLLO, APOLLOMini, GaLore
 from kopt.optimizers.mechanic import Mechanic
 from kopt.optimizers.muon import Muon
+from kopt.optimizers.newton import Newton, NewtonCG, TrustRegion
 from kopt.optimizers.numerators import ADOPT, MARS, Adan, AdEMAMix, LaProp, QHAdam
+from kopt.optimizers.nystrom import NysNewtonCG
 from kopt.optimizers.packs import Slot
 from kopt.optimizers.parameter_free import DAdaptAdam, DAdaptSGD, Prodigy
 from kopt.optimizers.quantized import Quantized
@@ -78,6 +81,7 @@ __all__ = [
     "GaLore",
     "GradientCentralization",
     "Graft",
+    "HessianFree",
     "Kron",
     "LDoG",
     "LaProp",
@@ -89,8 +93,11 @@ __all__ = [
     "Muon",
     "Nadam",
     "NadamW",
+    "Newton",
+    "NewtonCG",
     "NonlinearCG",
     "NovoGrad",
+    "NysNewtonCG",
     "Optimizer",
     "PolynomialAverage",
     "Prodigy",
@@ -109,6 +116,7 @@ __all__ = [
     "Signum",
     "Slot",
     "StableAdamW",
+    "TrustRegion",
     "Wrapper",
     "Yogi",
     "cite",

@@ -115,6 +115,15 @@ class Plain:
             loss = self.loss()
         return loss, tape.gradient(loss, self.weights)
 
+    def hvp(self, vectors):
+        """Products with the Hessian."""
+        with tf.GradientTape() as tape:
+            tape.watch(self.weights)
+            grads = self()[1]
+        return tape.gradient(grads, self.weights, vectors, unconnected_gradients="zero")
+
+    gnvp = hvp
+
     def report(self, loss):
         """Nobody asks."""
 
