@@ -1,4 +1,4 @@
-"""Symmetric matrices that are known by their products with vectors alone: solved, minimized over a ball, approximated."""
+"""Symmetric matrices of which only products with vectors are known: solved, minimized in a ball, approximated."""
 
 from typing import Any, NamedTuple
 
@@ -57,7 +57,7 @@ def choose(condition, a, b):
     return tree.map_structure(lambda x, y: ops.where(condition, x, y), a, b)
 
 
-# ---- conjugate gradients -----------------------------------------------------------------------------------------------
+# ---- conjugate gradients ---------------------------------------------------------------------------------------------
 
 
 def start(b, x, product_x, inverse=same):
@@ -160,7 +160,7 @@ def to_the_sphere(x, p, radius):
     return ops.minimum(t, u), ops.maximum(t, u)
 
 
-# ---- an approximation of low rank --------------------------------------------------------------------------------------
+# ---- an approximation of low rank ------------------------------------------------------------------------------------
 
 
 class LowRank(NamedTuple):
@@ -174,7 +174,7 @@ def nystrom(product, omega):
     """Approximates a positive semidefinite A by A Ω (Ωᵀ A Ω)⁺ Ωᵀ A: the randomized Nyström approximation, made stable.
 
     A shift as small as rounding makes ΩᵀAΩ positive, and is taken from the eigenvalues in the end. Where A has negative
-    eigenvalues that Ω meets, the shift is larger by the most negative.
+    eigenvalues that Ω meets, the shift is larger by the most negative. Of products that are not finite nothing is made.
 
     Args:
         product: returns A times a vector.
@@ -185,6 +185,7 @@ def nystrom(product, omega):
     """
     omega = ops.qr(omega)[0]
     y = ops.transpose(ops.map(product, ops.transpose(omega)))
+    y = ops.where(ops.all(ops.isfinite(y)), y, 0)  # of which there are no eigenvalues
     values, vectors = ops.eigh(symmetric(ops.transpose(omega) @ y))
     least = np.finfo(ops.dtype(omega)).eps * length(ops.reshape(y, (-1,)))
     least = ops.where(least > 0, least, 1)  # of a matrix of zeros

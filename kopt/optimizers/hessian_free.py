@@ -33,17 +33,17 @@ class Kept(NamedTuple):
 
 
 class HessianFree(Minimizer):
-    """Hessian-free optimization: large damped Gauss-Newton steps, for deep networks that first-order methods leave stuck.
+    """Hessian-free optimization: large damped Gauss-Newton steps, for deep networks that gradients leave stuck.
 
-        (G + λ I) p = -g         by conjugate gradients from ζ · the last p, until k iterations have lowered the model by
-                                 less than k ε of what it is, with k = max(10, i / 10)
-        p ← the best on the way  back over the iterates 1, 2, 3, 4, 5, 7, 9, ... while the loss is lower
-        λ ← 3/2 λ where ρ < 1/4,  2/3 λ where ρ > 3/4     with ρ = what the loss falls by / what the model falls by
-        w ← w + t p              with t from backtracking
+        (G + λ I) p = -g      by conjugate gradients from ζ · the last p, until k iterations have lowered the model
+                              by less than k ε of what it is, with k = max(10, i / 10)
+        p ← an earlier iterate (of 1, 2, 3, 4, 5, 7, 9, ...), going back as long as the loss is lower there
+        λ ← 3/2 λ where ρ < 1/4,  2/3 λ where ρ > 3/4      with ρ = fall of the loss / fall of the model
+        w ← w + t p           with t from backtracking
 
-    G is the generalized Gauss-Newton matrix, which is positive semidefinite for every convex loss of the outputs, and whose
-    products take less than two gradients. A step takes tens to hundreds of them, and achieves as much as hundreds of
-    gradient steps. Keeps a vector, and while a step lasts about 5 log `max_products` iterates.
+    G is the generalized Gauss-Newton matrix, positive semidefinite where the loss is convex in the outputs; a product
+    takes less than two gradients. A step takes tens to hundreds of them, and gets as far as many gradient steps. Keeps a
+    vector, and while a step lasts about 4 log `max_products` more.
 
     Args:
         learning_rate: the first step to try, in lengths of p.
@@ -56,9 +56,9 @@ class HessianFree(Minimizer):
         **common: `stochastic` and `name`: see `kopt.optimizers.Minimizer`.
 
     References:
-        Martens, *Deep Learning via Hessian-Free Optimization*, 2010. ρ is of the model without λ, as in the author's code,
-        and ζ is of the later chapter (Martens and Sutskever, 2012). There is no preconditioner: theirs takes the gradient of
-        each row.
+        Martens, *Deep Learning via Hessian-Free Optimization*, 2010. ρ is of the model without λ, and ζ is that of the
+        later chapter, Martens and Sutskever, *Training Deep and Recurrent Networks with Hessian-Free Optimization*, 2012.
+        There is no preconditioner: theirs takes the gradient of each row.
     """
 
     cites = ("martens2010deep", "martens2012training")
@@ -115,7 +115,8 @@ def marks(limit, base=1.3):
 def truncated(product, b, x, *, tolerance, limit):
     """Conjugate gradients from x until the model makes no progress: returns what is `Kept`.
 
-    Iterate i is the last where φᵢ < 0 and (φᵢ - φᵢ₋ₖ) / φᵢ < k ε, with k = max(10, i / 10) < i, or where φ does not fall.
+    Iterate i is the last where φᵢ < 0 and (φᵢ - φᵢ₋ₖ) / φᵢ < k ε, with k = max(10, i / 10) < i; and where φ has not
+    fallen, for want of positive curvature or of digits.
     """
     numbers = ops.convert_to_tensor(marks(limit), "int32")
     rows, history = ops.arange(len(marks(limit)), dtype="int32"), ops.arange(limit + 1, dtype="int32")
@@ -149,7 +150,7 @@ def truncated(product, b, x, *, tolerance, limit):
 
 
 def backtracked(value, kept):
-    """Goes from the last iterate back while the loss is lower: returns the row, its loss, and the number of evaluations"""
+    """From the last iterate back while the loss is lower: the row, its loss, and the number of evaluations"""
 
     def going(row, best, looks, lower):
         return lower & (row > 0)

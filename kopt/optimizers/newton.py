@@ -77,7 +77,12 @@ class NewtonCG(Minimizer):
         **common: Unpack[CommonToMinimizers],
     ):
         super().__init__(learning_rate, **common)
-        self.forcing, self.max_products, self.decrease, self.max_evaluations = forcing, max_products, decrease, max_evaluations
+        self.forcing, self.max_products, self.decrease, self.max_evaluations = (
+            forcing,
+            max_products,
+            decrease,
+            max_evaluations,
+        )
 
     def iterate(self, f, at, t, h, *, evaluations, products):
         g = at.gradient
