@@ -81,8 +81,18 @@ from .search import TunerSearchCV as TunerSearchCV
 
 __version__: str
 from .optimizers import ASAM as ASAM
+from .optimizers import BFGS as BFGS
 from .optimizers import GSAM as GSAM
+from .optimizers import LBFGS as LBFGS
 from .optimizers import SAM as SAM
+from .optimizers import SSBFGS as SSBFGS
+from .optimizers import HessianFree as HessianFree
 from .optimizers import LookSAM as LookSAM
 from .training.minimize import minimize as minimize
+from .optimizers import Newton as Newton
+from .optimizers import NewtonCG as NewtonCG
+from .optimizers import NonlinearCG as NonlinearCG
+from .optimizers import NysNewtonCG as NysNewtonCG
+from .optimizers import SSBroyden as SSBroyden
+from .optimizers import TrustRegion as TrustRegion
 from .training.model import Model as Model

@@ -119,6 +119,15 @@ def unstack(array, number):
     return tf.raw_ops.Unpack(value=array, num=number, axis=0)
 
 
+def cholesky(a):
+    """The lower Cholesky factor, with a diagonal that is not finite where a matrix is not positive definite."""
+    if not on_tensorflow():
+        return keras.ops.cholesky(a)
+    import tensorflow as tf
+
+    return tf.linalg.cholesky(a)  # where Keras raises
+
+
 def fused(function, state, variables):
     """What a pure function makes of a state, by one kernel where that is faster: in a plain TensorFlow graph, by XLA.
 

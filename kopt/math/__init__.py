@@ -19,7 +19,7 @@ from kopt.math.matrices import (
     transpose,
 )
 from kopt.math.norms import mean, norm, rms, trust_ratio, within
-from kopt.math.ratios import power, ratio
+from kopt.math.ratios import gain_ratio, power, ratio
 
 __all__ = [
     "along",
@@ -28,6 +28,7 @@ __all__ = [
     "debias",
     "eigenvectors",
     "ema",
+    "gain_ratio",
     "gram",
     "inverse_root",
     "join_blocks",

@@ -1,5 +1,6 @@
 """Quotients and powers."""
 
+import numpy as np
 from keras import ops
 
 
@@ -13,3 +14,9 @@ def power(x, exponent):
     positive = x > 0
     above = ops.exp(exponent * ops.log(ops.where(positive, x, 1)))
     return ops.where(positive, above, ops.power(0 * exponent, exponent))
+
+
+def gain_ratio(drop, promised, value):
+    """drop / promised, to both of which ten rounding errors of a value are added: 1 where both are less"""
+    rounding = 10 * np.finfo(ops.dtype(value)).eps * ops.abs(value)
+    return ratio(drop + rounding, promised + rounding)

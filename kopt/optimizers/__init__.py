@@ -5,22 +5,28 @@ from kopt.optimizers.adaptive import MADGRAD, Adadelta, Adagrad, RMSprop
 from kopt.optimizers.averaging import EMA, SWA, Lookahead, PolynomialAverage
 from kopt.optimizers.base import Optimizer
 from kopt.optimizers.blockwise import SM3, AdamMini
+from kopt.optimizers.broyden import BFGS, SSBFGS, SSBroyden
 from kopt.optimizers.citations import cite
+from kopt.optimizers.conjugate import NonlinearCG
 from kopt.optimizers.denominators import AdaBelief, AdaBound, NovoGrad, RAdam, StableAdamW, Yogi
 from kopt.optimizers.dog import DoG, DoWG, LDoG
 from kopt.optimizers.factored import CAME, Adafactor
 from kopt.optimizers.ftrl import Ftrl
 from kopt.optimizers.graft import Graft
 from kopt.optimizers.groups import layerwise_decay
+from kopt.optimizers.hessian_free import HessianFree
 from kopt.optimizers.kron import Kron
 from kopt.optimizers.layerwise import LAMB, LARS
 from kopt.optimizers.low_rank import APOLLO, APOLLOMini, GaLore
 from kopt.optimizers.mechanic import Mechanic
 from kopt.optimizers.muon import Muon
+from kopt.optimizers.newton import Newton, NewtonCG, TrustRegion
 from kopt.optimizers.numerators import ADOPT, MARS, Adan, AdEMAMix, LaProp, QHAdam
+from kopt.optimizers.nystrom import NysNewtonCG
 from kopt.optimizers.packs import Slot
 from kopt.optimizers.parameter_free import DAdaptAdam, DAdaptSGD, Prodigy
 from kopt.optimizers.quantized import Quantized
+from kopt.optimizers.quasi_newton import LBFGS
 from kopt.optimizers.router import Matrices, Route
 from kopt.optimizers.schedule_free import ScheduleFree, ScheduleFreeAdamW, ScheduleFreeRAdam, ScheduleFreeSGD
 from kopt.optimizers.sgd import QHM, SGD, AggMo
@@ -36,11 +42,13 @@ __all__ = [
     "ADOPT",
     "APOLLO",
     "ASAM",
+    "BFGS",
     "CAME",
     "EMA",
     "GSAM",
     "LAMB",
     "LARS",
+    "LBFGS",
     "MADGRAD",
     "MARS",
     "QHM",
@@ -48,6 +56,7 @@ __all__ = [
     "SGD",
     "SM3",
     "SOAP",
+    "SSBFGS",
     "SWA",
     "AMSGrad",
     "APOLLOMini",
@@ -73,6 +82,7 @@ __all__ = [
     "GaLore",
     "GradientCentralization",
     "Graft",
+    "HessianFree",
     "Kron",
     "LDoG",
     "LaProp",
@@ -84,7 +94,11 @@ __all__ = [
     "Muon",
     "Nadam",
     "NadamW",
+    "Newton",
+    "NewtonCG",
+    "NonlinearCG",
     "NovoGrad",
+    "NysNewtonCG",
     "Optimizer",
     "PolynomialAverage",
     "Prodigy",
@@ -94,6 +108,7 @@ __all__ = [
     "RMSprop",
     "Route",
     "Rprop",
+    "SSBroyden",
     "ScheduleFree",
     "ScheduleFreeAdamW",
     "ScheduleFreeRAdam",
@@ -103,6 +118,7 @@ __all__ = [
     "Slot",
     "StableAdamW",
     "Switch",
+    "TrustRegion",
     "Wrapper",
     "Yogi",
     "cite",
