@@ -14,6 +14,7 @@ from kopt.optimizers.graft import Graft
 from kopt.optimizers.groups import layerwise_decay
 from kopt.optimizers.kron import Kron
 from kopt.optimizers.layerwise import LAMB, LARS
+from kopt.optimizers.least_squares import GaussNewton, LevenbergMarquardt
 from kopt.optimizers.low_rank import APOLLO, APOLLOMini, GaLore
 from kopt.optimizers.mechanic import Mechanic
 from kopt.optimizers.muon import Muon
@@ -70,11 +71,13 @@ __all__ = [
     "DoWG",
     "Ftrl",
     "GaLore",
+    "GaussNewton",
     "GradientCentralization",
     "Graft",
     "Kron",
     "LDoG",
     "LaProp",
+    "LevenbergMarquardt",
     "Lion",
     "LookSAM",
     "Lookahead",
