@@ -100,8 +100,9 @@ class LevenbergMarquardt(Minimizer):
         initial_damping: λ at first, in (0, inf).
         accept: least gain ratio ρ of a step that is taken, in [0, 1).
         shrink: the least factor of λ after a step, in (0, 1]. Nielsen has 1/3.
-        scaling: `"marquardt"`, D² the diagonal of JᵀJ, so that units of weights do not matter; or `"identity"`, D = 1.
-            By default the former, with `"cg"` the latter, which alone it can do.
+        scaling: `"marquardt"`: D² is the diagonal of JᵀJ, so that units of weights do not matter. `"largest"`: the largest
+            that it was in any step so far, as Moré has it, which is safer. `"identity"`: D = 1. By default `"largest"`,
+            and with `"cg"` `"identity"`, which is all it can do.
         solver: `"qr"` or `"cg"`.
         tolerance: for `"cg"`: how much of the gradient may be left, in [0, 1).
         max_products: for `"cg"`: the most products with JᵀJ for each λ, from 1.
@@ -111,7 +112,7 @@ class LevenbergMarquardt(Minimizer):
         **common: `stochastic` and `name` as in `kopt.optimizers.minimizer.Minimizer`.
 
     Raises:
-        ValueError: the loss has no residuals, J is larger than `max_size`, or `solver="cg"` is to scale.
+        ValueError: the loss has no residuals, J is larger than `max_size`, or `solver="cg"` shall scale.
 
     References:
         Marquardt, *An Algorithm for Least-Squares Estimation of Nonlinear Parameters*, 1963.
@@ -131,7 +132,7 @@ class LevenbergMarquardt(Minimizer):
         "shrink": "(0, 1]",
         "tolerance": "[0, 1)",
     }
-    choices = {"scaling": ("marquardt", "identity"), "solver": ("qr", "cg")}
+    choices = {"scaling": ("largest", "marquardt", "identity"), "solver": ("qr", "cg")}
     integers = {"max_products": "[1, inf)", "max_trials": "[1, inf)", "max_size": "[1, inf)"}
 
     def __init__(
@@ -140,7 +141,7 @@ class LevenbergMarquardt(Minimizer):
         *,
         initial_damping: float = 1e-3,
         accept: Scheduled = 1e-4,
-        shrink: Scheduled = 0.1,
+        shrink: Scheduled = 0.01,
         scaling: str | None = None,
         solver: str = "qr",
         tolerance: Scheduled = 1e-2,
@@ -155,18 +156,18 @@ class LevenbergMarquardt(Minimizer):
         self.max_products, self.max_trials, self.max_size = max_products, max_trials, max_size
 
     def build(self, variables):
-        if self.solver == "cg" and self.scaling == "marquardt":
+        if self.solver == "cg" and self.scaling in ("largest", "marquardt"):
             raise ValueError(
                 "LevenbergMarquardt: scaling must be 'identity' with solver='cg', which never sees the diagonal of JᵀJ, "
-                "got 'marquardt'."
+                f"got {self.scaling!r}."
             )
         super().build(variables)
 
     def memory(self, size):
-        return dict(damping=Slot((), self.initial_damping), growth=Slot((), 2.0))
+        return dict(damping=Slot((), self.initial_damping), growth=Slot((), 2.0), scale=(size,))
 
-    def solved(self, f, at, h):
-        """Returns what gives p, ‖J p‖², ‖D p‖² and the products that it took for a λ; and what a decrease may be off."""
+    def solved(self, f, at, h, scale):
+        """Returns what gives p, ‖J p‖², ‖D p‖² and the products it took for a λ, what a decrease may be off, and D."""
         linear = f.at(at.x).linearized()
         r = linear.values
         if self.solver == "cg":
@@ -180,21 +181,23 @@ class LevenbergMarquardt(Minimizer):
             def solve(damping):
                 return conjugate_gradients(forth, back, r, damping, h.tolerance, self.max_products)
 
-            return solve, rounding(at.value, r, forth(at.x))
+            return solve, rounding(at.value, r, forth(at.x)), scale
         check_size(self, linear, "Use solver='cg'")
         jacobian = linear.jacobian()
-        D = ops.sqrt(ops.sum(ops.square(jacobian), axis=0))
-        D = ops.where(D > 0, D, 1) if self.scaling != "identity" else ops.ones_like(D)
+        if self.scaling != "identity":
+            lengths = ops.sqrt(ops.sum(ops.square(jacobian), axis=0))
+            scale = lengths if self.scaling == "marquardt" else ops.where(lengths > scale, lengths, scale)
+        D = ops.where(scale > 0, scale, 1)
         damped = Damped(jacobian / D, r)
 
         def solve(damping):
             y = damped(damping)
             return y / D, squares(times(damped.A, y)), squares(y), ops.zeros_like(damping)
 
-        return solve, rounding(at.value, r, times(jacobian, at.x))
+        return solve, rounding(at.value, r, times(jacobian, at.x)), scale
 
-    def iterate(self, f, at, t, h, *, evaluations, products, damping, growth):
-        solve, slack = self.solved(f, at, h)
+    def iterate(self, f, at, t, h, *, evaluations, products, damping, growth, scale):
+        solve, slack, scale = self.solved(f, at, h, scale)
 
         def trial(tries, good, x, value, damping, growth, products):
             p, along, across, taken = solve(damping)
@@ -216,7 +219,8 @@ class LevenbergMarquardt(Minimizer):
             going_on, trial, tuple(map(ops.convert_to_tensor, start))
         )
         evaluations = evaluations + 1 + ops.cast(tries, evaluations.dtype)
-        return Point(x, value, None), dict(evaluations=evaluations, products=products, damping=damping, growth=growth)
+        memory = dict(evaluations=evaluations, products=products, damping=damping, growth=growth, scale=scale)
+        return Point(x, value, None), memory
 
 
 LEAST, MOST = 1e-20, 1e20

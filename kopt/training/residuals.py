@@ -10,8 +10,8 @@ loss by ℓ. So that none of it is written here again, a look at the batch notes
 """
 
 import contextlib
-import copy
 import functools
+import math
 import threading
 from typing import Any, NamedTuple
 
@@ -19,8 +19,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-BLOCK = 2**17
-"""So many numbers of a Jacobian are computed at once: more take more memory, fewer more time."""
+BLOCK = 2**15
+"""About so many entries of a Jacobian are computed at once, in whole rows or columns, and four of these at least."""
 
 _theirs = keras.losses.Loss.__call__
 _lock = threading.Lock()
@@ -44,9 +44,10 @@ class Residuals:
     def __init__(self, batch, weights):
         tape = functools.partial(tf.GradientTape, persistent=True, watch_accessed_variables=False)
         self._weights, self._sizes = weights, [w.shape.num_elements() for w in weights]
-        with tape() as self._second, tape() as self._back:
-            self._back.watch(weights)
-            self.values = residuals(batch, weights)
+        with tape() as self._second:
+            with tape() as self._back:
+                self._back.watch(weights)
+                self.values = residuals(batch, weights)
             self._duals = tf.zeros_like(self.values)
             self._second.watch(self._duals)
             self._pulled = self._joined(self._slopes(self._back, self.values, weights, self._duals))
@@ -67,8 +68,8 @@ class Residuals:
     def jacobian(self):
         """Returns the Jacobian: a row for each residual, a column for each entry of the weights, laid end to end.
 
-        Many rows or columns are computed at once (`tf.vectorized_map`), rows by reverse and columns by forward mode,
-        whichever are fewer. Operations that cannot be vectorized are looped over.
+        Rows come by reverse and columns by forward mode, whichever are fewer; eagerly one by one, and compiled many at
+        once, by `tf.vectorized_map`, which loops over the operations that it cannot vectorize.
         """
         rows, columns = self.shape
         if rows is not None and rows < columns:
@@ -89,10 +90,17 @@ class Residuals:
 
 def _at_units(function, number, width, dtype):
     """The values, of so many numbers each, of a function at the unit vectors: a row for each."""
-    block = min(number, max(1, BLOCK // (width or BLOCK // 64)))
+    if tf.executing_eagerly():  # where to vectorize is to trace at each call
+        return tf.stack([function(unit) for unit in tf.eye(number, dtype=dtype)])
+    most = max(4, BLOCK // (width or BLOCK // 32))
+    block = math.ceil(number / math.ceil(number / most))  # so that all blocks are about as large
 
     def some(start):
-        return tf.vectorized_map(function, tf.one_hot(start + tf.range(block), number, dtype=dtype))
+        units = tf.one_hot(start + tf.range(block), number, dtype=dtype)
+        try:
+            return tf.vectorized_map(function, units)
+        except ValueError:  # of a loop in the model
+            return tf.map_fn(function, units)
 
     if block == number:
         return some(0)
@@ -149,7 +157,8 @@ def _noted(model, tape):
     def call(loss, y_true, y_pred, sample_weight=None):
         if threading.get_ident() != inside:
             return _theirs(loss, y_true, y_pred, sample_weight)
-        noting, function = copy.copy(loss), getattr(loss, "fn", None)
+        function, noting = getattr(loss, "fn", None), object.__new__(type(loss))
+        vars(noting).update(vars(loss))  # Keras's copies are made of configs
         if function in _SIGNED:
             raise _refusal(model, f"the elements of {loss.name} may be negative")
         if function is keras.losses.mean_squared_error:
