@@ -100,9 +100,9 @@ class LevenbergMarquardt(Minimizer):
         initial_damping: λ at first, in (0, inf).
         accept: least gain ratio ρ of a step that is taken, in [0, 1).
         shrink: the least factor of λ after a step, in (0, 1]. Nielsen has 1/3.
-        scaling: `"marquardt"`: D² is the diagonal of JᵀJ, so that units of weights do not matter. `"largest"`: the largest
-            that it was in any step so far, as Moré has it, which is safer. `"identity"`: D = 1. By default `"largest"`,
-            and with `"cg"` `"identity"`, which is all it can do.
+        scaling: `"marquardt"`: D² is the diagonal of JᵀJ, so that units of weights do not matter. `"largest"`: the
+            largest that it was in any step so far, as Moré has it, which is safer. `"identity"`: D = 1. By default
+            `"largest"`, and with `"cg"` `"identity"`, which is all it can do.
         solver: `"qr"` or `"cg"`.
         tolerance: for `"cg"`: how much of the gradient may be left, in [0, 1).
         max_products: for `"cg"`: the most products with JᵀJ for each λ, from 1.
@@ -158,8 +158,8 @@ class LevenbergMarquardt(Minimizer):
     def build(self, variables):
         if self.solver == "cg" and self.scaling in ("largest", "marquardt"):
             raise ValueError(
-                "LevenbergMarquardt: scaling must be 'identity' with solver='cg', which never sees the diagonal of JᵀJ, "
-                f"got {self.scaling!r}."
+                "LevenbergMarquardt: scaling must be 'identity' with solver='cg', which never sees the diagonal of "
+                f"JᵀJ, got {self.scaling!r}."
             )
         super().build(variables)
 

@@ -102,7 +102,7 @@ class Minimizer(Optimizer):
     full_batch = True
 
     remembers: ClassVar[bool] = True
-    """Whether an iteration begins with the loss and its gradient; if not, the `Point` that it is given has no gradient."""
+    """Whether an iteration begins with the loss and its gradient; if not, its `Point` has no gradient."""
 
     def __init__(self, learning_rate: Scheduled = 1.0, *, stochastic: bool = False, name: str | None = None):
         super().__init__(learning_rate, name=name)

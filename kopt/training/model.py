@@ -28,8 +28,8 @@ class Model(keras.Model):
     each. The statistics of batch normalization move at the first look alone.
 
     A subclass may define `compute_residuals(x, y, y_pred, sample_weight)`, which returns a tensor or a list of tensors
-    that ought to be zero, as in physics-informed models. The mean of the squares of each is added to the loss, which may
-    then be left out of `compile`, and `kopt.LevenbergMarquardt` works with them as they are.
+    that ought to be zero, as in physics-informed models. The mean of the squares of each is added to the loss that was
+    compiled, if any, and `kopt.LevenbergMarquardt` works with them as they are.
     """
 
     fresh_noise = False
@@ -64,7 +64,7 @@ class Model(keras.Model):
         return super().fit(x, y, batch_size, *args, **kwargs)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """Computes the loss as `keras.Model.compute_loss` does, plus the means of the squares of the model's residuals."""
+        """Computes what `keras.Model.compute_loss` does, plus the means of the squares of `compute_residuals`."""
         if self.compute_residuals is None:
             return super().compute_loss(x, y, y_pred, sample_weight, training)
         loss = means_of_squares(self.compute_residuals(x, y, y_pred, sample_weight))

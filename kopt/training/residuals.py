@@ -1,8 +1,9 @@
 """Residuals of a batch: numbers half of whose sum of squares is the loss, and their Jacobian.
 
 The loss of a model is Σ c ℓ over the elements of a batch, and a penalty. Keras multiplies by sample weights, class
-weights, masks and loss weights, and divides by the size of the batch; c is what all that comes to, the derivative of the
-loss by ℓ. So that none of it is written here again, a look at the batch notes each ℓ as it is computed, and a tape gives c.
+weights, masks and loss weights, and divides by the size of the batch; c is what all that comes to, the derivative of
+the loss by ℓ. So that none of it is written here again, a look at the batch notes each ℓ as it is computed, and a tape
+gives c.
 
     mean squared error              r = √(2c) (y_pred - y), with its sign, for each number of each output
     any other loss of elements      r = √(2cℓ)
@@ -68,8 +69,8 @@ class Residuals:
     def jacobian(self):
         """Returns the Jacobian: a row for each residual, a column for each entry of the weights, laid end to end.
 
-        Rows come by reverse and columns by forward mode, whichever are fewer; eagerly one by one, and compiled many at
-        once, by `tf.vectorized_map`, which loops over the operations that it cannot vectorize.
+        Rows come by reverse and columns by forward mode, whichever are fewer; many at once, by `tf.vectorized_map`, but
+        one by one eagerly, and where a loop in the model (a recurrent layer) cannot be vectorized.
         """
         rows, columns = self.shape
         if rows is not None and rows < columns:
@@ -99,7 +100,7 @@ def _at_units(function, number, width, dtype):
         units = tf.one_hot(start + tf.range(block), number, dtype=dtype)
         try:
             return tf.vectorized_map(function, units)
-        except ValueError:  # of a loop in the model
+        except ValueError:  # which a loop in the model may raise
             return tf.map_fn(function, units)
 
     if block == number:

@@ -12,6 +12,7 @@ Each file holds a curve, as an expression of its parameters b and of x, its data
 """
 
 import importlib.metadata
+import itertools
 import json
 from pathlib import Path
 
@@ -80,15 +81,13 @@ def minpack(residuals, jacobian, start):
     tolerances = dict.fromkeys(("ftol", "xtol", "gtol"), 1e-12)
     found = least_squares(lambda b: np.asarray(residuals(b)), start, noted, method="lm", **tolerances)
     right = [np.all(np.abs(b - found.x) <= 1e-8 * np.abs(found.x)) for b in (*seen, found.x)]
-    return dict(
-        library=version("scipy"), b=found.x.tolist(), cost=float(found.cost), njev=int(found.njev), nfev=int(found.nfev),
-        jacobians_until_right=right.index(True),
-    )  # fmt: skip
+    counts = dict(njev=int(found.njev), nfev=int(found.nfev), jacobians_until_right=right.index(True))
+    return dict(library=version("scipy"), b=found.x.tolist(), cost=float(found.cost), **counts)
 
 
 def before_rounding(path):
     """The steps of a path, at most so many, until one is so small that rounding decides whether the next is taken."""
-    moved = [np.max(np.abs(np.subtract(a, b)) / np.abs(b)) for (a, _), (b, _) in zip(path, path[1:], strict=False)]
+    moved = [np.max(np.abs(np.subtract(a, b)) / np.abs(b)) for (a, _), (b, _) in itertools.pairwise(path)]
     small = [i for i, size in enumerate(moved) if size < 1e-5]
     return path[: min([STEPS, *small[:1]])]
 
