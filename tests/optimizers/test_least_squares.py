@@ -284,6 +284,19 @@ def test_rounding_at_the_minimum_rejects_no_steps(floatx, request):
     np.testing.assert_allclose(path[-5:], np.broadcast_to(fit.case["minpack"]["b"], (5, 2)), rtol=2e-4)
 
 
+@pytest.mark.parametrize("loss", [keras.losses.BinaryCrossentropy(from_logits=True), "huber"], ids=str)
+def test_other_losses_of_elements_are_minimized(loss):
+    inputs = keras.Input((3,))
+    model = kopt.Model(inputs, keras.layers.Dense(1, kernel_initializer="zeros")(inputs))
+    model.compile(kopt.LevenbergMarquardt(), loss, run_eagerly=True)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((80, 3))
+    y = (x[:, :1] - 2 * x[:, 1:2] + rng.standard_normal((80, 1)) > 0).astype("float32")
+    model.fit(x, y, epochs=12, verbose=0)
+    slopes = oracle_of(model, x, y).gradients()
+    assert max(np.abs(slope).max() for slope in slopes) < 1e-4
+
+
 def test_a_learning_rate_of_zero_moves_nothing():
     for optimizer in (kopt.LevenbergMarquardt(0.0), kopt.GaussNewton(0.0)):
         model, x, y = network(optimizer, run_eagerly=True)
