@@ -237,12 +237,13 @@ class Damped:
         self.b = r[:, None] if self.wide else ops.transpose(self.Q) @ r[:, None]
 
     def __call__(self, damping):
-        """y, the shortest one where λ = 0 leaves a choice."""
+        """y, the shortest one where λ = 0 leaves a choice: R'ᵀR' = RᵀR + λ and Q'R' = R, where Aᵀ or A is Q R."""
         size = self.R.shape[1]
         below = ops.sqrt(ops.cast(damping, self.R.dtype)) * ops.eye(size, dtype=self.R.dtype)
         Q, R = ops.qr(ops.concatenate([self.R, below]))
-        Q = Q[: ops.shape(self.R)[0]]  # R'R = RᵀR + λ, and Q R' = R
-        if self.wide:  # y = -Aᵀ (A Aᵀ + λ)⁻¹ r
+        Q = ops.reshape(Q[: ops.shape(self.R)[0]], (-1, size))  # a graph may not know how many rows there are
+        R = ops.reshape(R, (size, size))
+        if self.wide:  # -Aᵀ (A Aᵀ + λ)⁻¹ r
             y = self.Q @ (Q @ ops.solve_triangular(ops.transpose(R), self.b, lower=True))
         else:
             y = ops.solve_triangular(R, ops.transpose(Q) @ self.b)

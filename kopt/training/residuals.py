@@ -162,7 +162,7 @@ def _noted(model, tape):
         vars(noting).update(vars(loss))  # Keras's copies are made of configs
         if function in _SIGNED:
             raise _refusal(model, f"the elements of {loss.name} may be negative")
-        if function is keras.losses.mean_squared_error:
+        if function is keras.losses.mean_squared_error and type(loss).call is keras.losses.MeanSquaredError.call:
             noting.fn = squares
         else:
             noting.call = functools.partial(elements, loss)
