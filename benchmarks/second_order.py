@@ -1,4 +1,4 @@
-"""What a second look costs, and what sharpness-aware minimization gains where labels are wrong.
+"""What a second look costs, what sharpness-aware minimization gains where labels are wrong, and how fast curves fit.
 
     python benchmarks/second_order.py                # all tables
     python benchmarks/second_order.py --tables noise --seeds 5
@@ -8,7 +8,9 @@ of the optimizer inside. On the CPU.
 """
 
 import argparse
+import json
 import os
+import pathlib
 import statistics
 import time
 
@@ -155,6 +157,46 @@ def noisy_accuracy(optimizer, seed, epochs=60):
     return float(np.mean(model.predict(X_test, verbose=0).argmax(1) == y_test))
 
 
+CURVES = pathlib.Path(__file__).parents[1] / "tests" / "references" / "least_squares"
+
+
+class Curve(keras.layers.Layer):
+    """A curve whose weight is its parameters."""
+
+    def __init__(self, formula, start):
+        super().__init__()
+        self.formula, start = formula, keras.initializers.Constant(start)
+        self.b = self.add_weight(shape=np.shape(start.value), initializer=start)
+
+    def call(self, x):
+        return eval(self.formula, {"b": self.b, "x": x, "exp": keras.ops.exp})
+
+
+def jacobians(case, **arguments):
+    """How many Jacobians Levenberg-Marquardt takes until all parameters are right to 1e-8, and how often the loss."""
+    inputs = keras.Input((1,))
+    model = kopt.Model(inputs, Curve(case["formula"], case["start"])(inputs))
+    model.compile(kopt.LevenbergMarquardt(**arguments), keras.losses.MeanSquaredError("sum"), jit_compile=False)
+    x, y = (np.array(case[name])[:, None] for name in ("x", "y"))
+    end = np.abs(case["minpack"]["b"])
+    for steps in range(1, 100):
+        model.fit(x, y, verbose=0)
+        if np.all(np.abs(np.abs(model.get_weights()[0]) - end) <= 1e-8 * end):  # a width has no sign
+            return f"{steps}, {model.optimizer.evaluations}"
+    return "-"
+
+
+def curves():
+    """For each curve of the tests, in float64: Jacobians, and evaluations of the loss."""
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    for path in sorted(CURVES.glob("*.json")):
+        case = json.loads(path.read_text())
+        minpack = case["minpack"]
+        theirs = f"{minpack['jacobians_until_right']}, -", f"{minpack['njev']}, {minpack['nfev']}"
+        yield path.stem, *theirs, jacobians(case), jacobians(case, shrink=1 / 3), jacobians(case, scaling="marquardt")
+
+
 def ratio_table(title, rows):
     """A table of the ratios of rows."""
     table = Table(title=title, box=box.SIMPLE)
@@ -166,12 +208,15 @@ def ratio_table(title, rows):
     return table
 
 
+TABLES = ["products", "steps", "noise", "curves"]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tables", nargs="+", choices=["products", "steps", "noise"])
+    parser.add_argument("--tables", nargs="+", choices=TABLES)
     parser.add_argument("--seeds", type=int, default=5)
     arguments = parser.parse_args()
-    chosen, console = arguments.tables or ["products", "steps", "noise"], Console()
+    chosen, console = arguments.tables or TABLES, Console()
     kinds = [(network, xla) for network in NETWORKS for xla in (False, True)]
     for name, measure, title in (
         ("products", products, "Products over a gradient"),
@@ -187,6 +232,13 @@ def main():
         for name, optimizer in NOISY.items():
             found = [noisy_accuracy(optimizer, seed) for seed in range(arguments.seeds)]
             table.add_row(name, *(f"{x:.3f}" for x in (np.mean(found), min(found), max(found))))
+        console.print(table)
+    if "curves" in chosen:
+        table = Table(title="Jacobians until all parameters are right to 1e-8, evaluations of the loss", box=box.SIMPLE)
+        for heading in ("", "MINPACK", "to its end", "LevenbergMarquardt", "shrink=1/3", 'scaling="marquardt"'):
+            table.add_column(heading, justify="right" if heading else "left")
+        for row in curves():
+            table.add_row(*row)
         console.print(table)
 
 

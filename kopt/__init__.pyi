@@ -42,11 +42,13 @@ from .optimizers import DoG as DoG
 from .optimizers import DoWG as DoWG
 from .optimizers import Ftrl as Ftrl
 from .optimizers import GaLore as GaLore
+from .optimizers import GaussNewton as GaussNewton
 from .optimizers import GradientCentralization as GradientCentralization
 from .optimizers import Graft as Graft
 from .optimizers import Kron as Kron
 from .optimizers import LaProp as LaProp
 from .optimizers import LDoG as LDoG
+from .optimizers import LevenbergMarquardt as LevenbergMarquardt
 from .optimizers import Lion as Lion
 from .optimizers import Lookahead as Lookahead
 from .optimizers import Matrices as Matrices

@@ -9,6 +9,7 @@ import keras
 PRIVATE = {
     keras.Model: (
         "_call_has_training_arg",
+        "_compile_loss",
         "_compute_loss",
         "_flatten_layers",
         "_loss_tracker",  # once compiled

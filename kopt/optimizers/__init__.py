@@ -17,6 +17,7 @@ from kopt.optimizers.groups import layerwise_decay
 from kopt.optimizers.hessian_free import HessianFree
 from kopt.optimizers.kron import Kron
 from kopt.optimizers.layerwise import LAMB, LARS
+from kopt.optimizers.least_squares import GaussNewton, LevenbergMarquardt
 from kopt.optimizers.low_rank import APOLLO, APOLLOMini, GaLore
 from kopt.optimizers.mechanic import Mechanic
 from kopt.optimizers.muon import Muon
@@ -80,12 +81,14 @@ __all__ = [
     "DoWG",
     "Ftrl",
     "GaLore",
+    "GaussNewton",
     "GradientCentralization",
     "Graft",
     "HessianFree",
     "Kron",
     "LDoG",
     "LaProp",
+    "LevenbergMarquardt",
     "Lion",
     "LookSAM",
     "Lookahead",

@@ -102,7 +102,7 @@ class Minimizer(Optimizer):
     full_batch = True
 
     remembers: ClassVar[bool] = True
-    """Whether an iteration begins with the loss and its gradient; if not, the `Point` that it is given lacks both."""
+    """Whether an iteration begins with the loss and its gradient; if not, its `Point` has no gradient."""
 
     def __init__(self, learning_rate: Scheduled = 1.0, *, stochastic: bool = False, name: str | None = None):
         super().__init__(learning_rate, name=name)
@@ -164,7 +164,7 @@ class Minimizer(Optimizer):
         loss = oracle.loss()  # the first look, outside of any loop; left out of the program where nothing needs it
         f, memory = Objective(oracle, self._wide), {name: dense(x) for name, x in self._memory.items()}
         x = f.join(oracle.weights)
-        at = self._start(f, x, memory) if self.remembers else Point(x, None, None)
+        at = self._start(f, x, memory) if self.remembers else Point(x, ops.cast(loss, self._wide), None)
         own = {name: memory[name] for name in memory if not self.remembers or name not in Point._fields}
         t = ops.cast(self._taken() + 1, self._wide)
         to, new = self.iterate(f, at, t, self.current(), **own)
@@ -175,9 +175,8 @@ class Minimizer(Optimizer):
         for name, value in (new | (to._asdict() if self.remembers else {})).items():
             assign(self._memory[name], value)
         assign(self._iterations, dense(self._iterations) + 1)
-        before = at.value if self.remembers else loss
-        oracle.report(before)
-        return before
+        oracle.report(at.value)
+        return at.value
 
     def _start(self, f, x, memory):
         """The point to begin with: as the last step left it, where the weights and the loss are still the same."""

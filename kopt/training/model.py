@@ -26,9 +26,16 @@ class Model(keras.Model):
 
     All looks at a batch see the same dropout masks; `model.fresh_noise = True`, set before `fit`, draws new ones for
     each. The statistics of batch normalization move at the first look alone.
+
+    A subclass may define `compute_residuals(x, y, y_pred, sample_weight)`, which returns a tensor or a list of tensors
+    that ought to be zero, as in physics-informed models. The mean of the squares of each is added to the loss that was
+    compiled, if any, and `kopt.LevenbergMarquardt` works with them as they are.
     """
 
     fresh_noise = False
+
+    compute_residuals: Any = None
+    """A method `(x, y, y_pred, sample_weight)` of a subclass that returns a tensor or several: see `compute_loss`."""
 
     def __new__(cls, *args, **kwargs):
         """Makes a functional model of inputs and outputs."""
@@ -56,6 +63,15 @@ class Model(keras.Model):
             minimizer.forget()
         return super().fit(x, y, batch_size, *args, **kwargs)
 
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """Computes what `keras.Model.compute_loss` does, plus the means of the squares of `compute_residuals`."""
+        if self.compute_residuals is None:
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
+        loss = means_of_squares(self.compute_residuals(x, y, y_pred, sample_weight))
+        if self._compile_loss is None and not self.losses:
+            return loss
+        return loss + super().compute_loss(x, y, y_pred, sample_weight, training)
+
     def train_step(self, data):
         """Takes a step on a batch, and returns the metrics by name."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
@@ -69,6 +85,13 @@ class Model(keras.Model):
         rows = tf.shape(next(part for part in tree.flatten(x) if part is not None))[0]
         self._loss_tracker.update_state(batch.loss * replicas(), sample_weight=rows)
         return self.compute_metrics(x, y, batch.outputs, sample_weight=sample_weight)
+
+
+def means_of_squares(residuals):
+    """The sum over all tensors of the mean of their squares, in the form of a loss that Keras knows."""
+    square = keras.losses.MeanSquaredError()
+    columns = [keras.ops.reshape(r, (-1, 1)) for r in tree.flatten(residuals)]
+    return sum(square(keras.ops.zeros_like(r), r) for r in columns)
 
 
 def minimizers(optimizer):

@@ -10,6 +10,7 @@ from keras import tree
 from kopt._backend import dense, replicas, sum_over_replicas
 from kopt.optimizers import Optimizer
 from kopt.training.moments import twice_differentiable
+from kopt.training.residuals import Residuals
 
 
 class Batch:
@@ -29,6 +30,7 @@ class Batch:
         variables: the trainable ones.
         loss: what the first look found.
         outputs: the model's at the first look.
+        added: whether layers have added losses of their own, as of the last look.
     """
 
     def __init__(self, model, compute, scale=None, fresh_noise=False):
@@ -36,6 +38,7 @@ class Batch:
         self.variables = model.trainable_variables
         self.loss: Any = None
         self.outputs: Any = None
+        self.added = False
         self._others = [(variable, dense(variable)) for variable in model.non_trainable_variables]
         self._looks = 0
 
@@ -56,6 +59,7 @@ class Batch:
         self._looks += 1
         with keras.StatelessScope(mapping, collect_losses=True) as scope:
             outputs, loss = self.compute(through)
+        self.added = bool(scope.losses)
         if self.outputs is None:
             self.loss, self.outputs = loss, outputs
             self._keep(scope)
@@ -191,6 +195,31 @@ class Oracle:
         product = _slopes(back, split.outputs, self.weights, bent)
         penalties = _slopes(outer, penalty_slopes, self.weights, vectors)
         return [a + b for a, b in zip(product, penalties, strict=True)]
+
+    def linearized(self):
+        """Returns the `kopt.training.residuals.Residuals` at these weights, of which one look answers all questions.
+
+        Raises:
+            ValueError: the loss is no sum of squares.
+        """
+        return Residuals(self._batch, self.weights)
+
+    def residuals(self):
+        """Returns the residuals, a vector: half of the sum of their squares is the loss."""
+        return self.linearized().values
+
+    def jacobian(self):
+        """Returns the residuals and their Jacobian, a row for each and a column for each entry of the weights."""
+        linear = self.linearized()
+        return linear.values, linear.jacobian()
+
+    def jvp(self, vectors):
+        """Returns the Jacobian of the residuals times a vector, which is a tensor for each weight."""
+        return self.linearized().jvp(vectors)
+
+    def vjp(self, vector):
+        """Returns a vector, a number for each residual, times their Jacobian: a tensor for each weight."""
+        return self.linearized().vjp(vector)
 
     def sum(self, tensors):
         """Returns each tensor of a list summed over all replicas; None where it is None."""

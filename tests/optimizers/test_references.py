@@ -21,6 +21,7 @@ OPTIMIZERS = [
     cls
     for cls in map(vars(optimizers).get, optimizers.__all__)
     if isinstance(cls, type) and issubclass(cls, optimizers.Optimizer) and cls.cites  # all but the bases
+    if not issubclass(cls, Minimizer)  # which need a loss of their own: see the tests of each family
 ]
 
 float64 = pytest.param(
