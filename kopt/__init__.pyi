@@ -25,6 +25,7 @@ from .optimizers import AdaBound as AdaBound
 from .optimizers import Adadelta as Adadelta
 from .optimizers import Adafactor as Adafactor
 from .optimizers import Adagrad as Adagrad
+from .optimizers import AdaHessian as AdaHessian
 from .optimizers import Adam as Adam
 from .optimizers import Adamax as Adamax
 from .optimizers import AdamMini as AdamMini
@@ -71,6 +72,8 @@ from .optimizers import ScheduleFreeSGD as ScheduleFreeSGD
 from .optimizers import Shampoo as Shampoo
 from .optimizers import Signum as Signum
 from .optimizers import Slot as Slot
+from .optimizers import SophiaG as SophiaG
+from .optimizers import SophiaH as SophiaH
 from .optimizers import StableAdamW as StableAdamW
 from .optimizers import Wrapper as Wrapper
 from .optimizers import Yogi as Yogi

@@ -12,6 +12,7 @@ from kopt.optimizers.factored import CAME, Adafactor
 from kopt.optimizers.ftrl import Ftrl
 from kopt.optimizers.graft import Graft
 from kopt.optimizers.groups import layerwise_decay
+from kopt.optimizers.hessian import AdaHessian, SophiaG, SophiaH
 from kopt.optimizers.kron import Kron
 from kopt.optimizers.layerwise import LAMB, LARS
 from kopt.optimizers.low_rank import APOLLO, APOLLOMini, GaLore
@@ -53,6 +54,7 @@ __all__ = [
     "AdEMAMix",
     "AdaBelief",
     "AdaBound",
+    "AdaHessian",
     "Adadelta",
     "Adafactor",
     "Adagrad",
@@ -100,6 +102,8 @@ __all__ = [
     "Shampoo",
     "Signum",
     "Slot",
+    "SophiaG",
+    "SophiaH",
     "StableAdamW",
     "Wrapper",
     "Yogi",
