@@ -19,6 +19,7 @@ from .optimizers import QHM as QHM
 from .optimizers import SGD as SGD
 from .optimizers import SM3 as SM3
 from .optimizers import SOAP as SOAP
+from .optimizers import SPS as SPS
 from .optimizers import SWA as SWA
 from .optimizers import AdaBelief as AdaBelief
 from .optimizers import AdaBound as AdaBound
@@ -41,6 +42,7 @@ from .optimizers import DAdaptAdam as DAdaptAdam
 from .optimizers import DAdaptSGD as DAdaptSGD
 from .optimizers import DoG as DoG
 from .optimizers import DoWG as DoWG
+from .optimizers import ExactMARS as ExactMARS
 from .optimizers import Ftrl as Ftrl
 from .optimizers import GaLore as GaLore
 from .optimizers import GradientCentralization as GradientCentralization
@@ -48,10 +50,13 @@ from .optimizers import Graft as Graft
 from .optimizers import Kron as Kron
 from .optimizers import LaProp as LaProp
 from .optimizers import LDoG as LDoG
+from .optimizers import LineSearch as LineSearch
 from .optimizers import Lion as Lion
 from .optimizers import Lookahead as Lookahead
 from .optimizers import Matrices as Matrices
 from .optimizers import Mechanic as Mechanic
+from .optimizers import MoMo as MoMo
+from .optimizers import MoMoAdam as MoMoAdam
 from .optimizers import Muon as Muon
 from .optimizers import Nadam as Nadam
 from .optimizers import NadamW as NadamW

@@ -2,6 +2,7 @@
 
 from kopt.optimizers.adam import Adam, Adamax, AdamW, AMSGrad, Nadam, NadamW
 from kopt.optimizers.adaptive import MADGRAD, Adadelta, Adagrad, RMSprop
+from kopt.optimizers.armijo import LineSearch
 from kopt.optimizers.averaging import EMA, SWA, Lookahead, PolynomialAverage
 from kopt.optimizers.base import Optimizer
 from kopt.optimizers.blockwise import SM3, AdamMini
@@ -16,11 +17,13 @@ from kopt.optimizers.hessian import AdaHessian, SophiaG, SophiaH
 from kopt.optimizers.kron import Kron
 from kopt.optimizers.layerwise import LAMB, LARS
 from kopt.optimizers.low_rank import APOLLO, APOLLOMini, GaLore
+from kopt.optimizers.mars import MARS, ExactMARS
 from kopt.optimizers.mechanic import Mechanic
 from kopt.optimizers.muon import Muon
-from kopt.optimizers.numerators import ADOPT, MARS, Adan, AdEMAMix, LaProp, QHAdam
+from kopt.optimizers.numerators import ADOPT, Adan, AdEMAMix, LaProp, QHAdam
 from kopt.optimizers.packs import Slot
 from kopt.optimizers.parameter_free import DAdaptAdam, DAdaptSGD, Prodigy
+from kopt.optimizers.polyak import SPS, MoMo, MoMoAdam
 from kopt.optimizers.quantized import Quantized
 from kopt.optimizers.router import Matrices, Route
 from kopt.optimizers.schedule_free import ScheduleFree, ScheduleFreeAdamW, ScheduleFreeRAdam, ScheduleFreeSGD
@@ -48,6 +51,7 @@ __all__ = [
     "SGD",
     "SM3",
     "SOAP",
+    "SPS",
     "SWA",
     "AMSGrad",
     "APOLLOMini",
@@ -70,6 +74,7 @@ __all__ = [
     "DAdaptSGD",
     "DoG",
     "DoWG",
+    "ExactMARS",
     "Ftrl",
     "GaLore",
     "GradientCentralization",
@@ -77,11 +82,14 @@ __all__ = [
     "Kron",
     "LDoG",
     "LaProp",
+    "LineSearch",
     "Lion",
     "LookSAM",
     "Lookahead",
     "Matrices",
     "Mechanic",
+    "MoMo",
+    "MoMoAdam",
     "Muon",
     "Nadam",
     "NadamW",

@@ -141,12 +141,12 @@ class Step(State):
                 weights |= {member: weight for member, weight in moved if member in grads}
             kept = packs[i].unstacked(kept)
             slots[i] = slots[i] | {name: slot for name, slot in kept.items() if slot is not None}
-        weights, flags = self._landed(now, weights, seen)
+        weights, flags = self.landed(now, weights, seen)
         weights, averages = self._smoothed(weights, now["averages"], step)
         return now | {"weights": weights, "slots": slots, "shared": shared, "averages": averages, "flags": flags}
 
-    def _landed(self, now, weights, seen):
-        """Where to go of the way from the present weights to those that the rules give; and the flags afterwards."""
+    def landed(self, now, weights, seen):
+        """Where on the way from the present weights to the rules' new ones the step ends, and the flags then."""
         return weights, now["flags"]
 
     def _rule(self, pack):

@@ -168,6 +168,11 @@ def check_part(owner, argument, part):
         if isinstance(part, keras.optimizers.Optimizer):
             hint = f" Try kopt.{type(part).__name__}."
         raise TypeError(f"{who}: {argument} must be a kopt optimizer, got {part!r}.{hint}")
+    if part.outermost:
+        raise ValueError(
+            f"{who}: {argument} must be an optimizer that others may be around, got {part!r}. Try "
+            f"{type(part).__name__} around the {who}."
+        )
     if argument != "inner" and (looking := [node for _, node in part._nodes() if node.looks]):
         raise ValueError(
             f"{who}: {argument} must be an optimizer that takes of each batch its gradient alone, got "
