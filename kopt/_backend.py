@@ -219,6 +219,10 @@ class Traced:
         """The gradient for each weight."""
         return self._grads
 
+    def linearize(self):
+        """The gradients, and `hvp`."""
+        return self._grads, self.hvp
+
     @property
     def hvp(self):
         """A function that multiplies vectors, a tensor for each weight, by the Hessian of the loss."""

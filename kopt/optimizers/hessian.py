@@ -20,7 +20,6 @@ class Diagonal(Optimizer):
     looks = True
     sees = ("diagonal",)
     integers = {"every": "[1, inf)", "seed": f"[0, {2**30})"}
-    asks = "hvp"
 
     every: int
     seed: int
@@ -38,8 +37,12 @@ class Diagonal(Optimizer):
         """Whether the step sees an estimate."""
         return ops.equal((ops.cast(t, "int32") - 1) % self.every, 0)
 
+    def asked(self, oracle):
+        """The gradients, and what `estimate` works with."""
+        return oracle.linearize() if self.every == 1 else (oracle.gradients(), oracle.hvp)
+
     def look(self, oracle):
-        t, weights, grads, ask = self._taken() + 1, oracle.weights, oracle.gradients(), getattr(oracle, self.asks)
+        t, weights, (grads, ask) = self._taken() + 1, oracle.weights, self.asked(oracle)
         if self.every == 1:
             found = self.estimate(ask, weights, t)
         else:
@@ -212,6 +215,8 @@ class SophiaG(SophiaH):
         Pre-training*, 2024. https://arxiv.org/abs/2305.14342
     """
 
+    cites = ("liu2024sophia",)
+
     def __init__(
         self,
         learning_rate: Scheduled = 2e-4,
@@ -237,7 +242,8 @@ class SophiaG(SophiaH):
             **common,
         )
 
-    asks = "sampled_gradients"
+    def asked(self, oracle):
+        return oracle.gradients(), oracle.sampled_gradients
 
     def estimate(self, sampled_gradients, weights, t):
         return sampled_gradients(self.seed, t)

@@ -90,6 +90,7 @@ class ExactMARS(MARS):
         https://arxiv.org/abs/2411.10438
     """
 
+    cites = ("yuan2024mars",)
     looks = True
     sees = ("again",)
 

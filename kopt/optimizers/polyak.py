@@ -71,8 +71,6 @@ class SPS(Seeing):
 class Modelling(Seeing):
     """What the MoMos have in common: the mean of past linear models of the loss, and how far it can fall."""
 
-    cites = ("schaipp2024momo",)
-
     bias_correction: bool
     estimate_bound: bool
 
@@ -149,6 +147,7 @@ class MoMo(Modelling):
         https://arxiv.org/abs/2305.07583
     """
 
+    cites = ("schaipp2024momo",)
     ranges = {"momentum": "[0, 1)"}
 
     def __init__(
@@ -196,6 +195,7 @@ class MoMoAdam(Modelling):
         https://arxiv.org/abs/2305.07583
     """
 
+    cites = ("schaipp2024momo",)
     bias_correction = True
 
     def __init__(

@@ -111,6 +111,10 @@ class Bowl:
 
     gnvp = hvp
 
+    def linearize(self):
+        """The gradients, and `hvp`."""
+        return self.gradients(), self.hvp
+
     def sampled_gradients(self, seed, t):
         """√a, whose squares are a without any chance."""
         return [ops.cast(self.share * ops.sqrt(a), v.dtype) for a, v in zip(self._whole(), self.variables, strict=True)]

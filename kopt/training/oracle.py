@@ -122,11 +122,20 @@ class Oracle:
 
     def hvp(self, vectors):
         """Returns the Hessian of the loss times a vector: a tensor for each weight, as `vectors` has them."""
-        with twice_differentiable(), tf.GradientTape(watch_accessed_variables=False) as tape:
+        return self.linearize()[1](vectors)
+
+    def linearize(self):
+        """Returns the gradients, and a function that multiplies a vector by the Hessian: one pass serves both."""
+        tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
+        with twice_differentiable(), tape:
             tape.watch(self.weights)
             grads = self.gradients()
-        some = [(g, v) for g, v in zip(grads, vectors, strict=True) if g is not None]
-        return _slopes(tape, [g for g, _ in some], self.weights, [v for _, v in some])
+
+        def hvp(vectors):
+            some = [(g, v) for g, v in zip(grads, vectors, strict=True) if g is not None]
+            return _slopes(tape, [g for g, _ in some], self.weights, [v for _, v in some])
+
+        return grads, hvp
 
     def gnvp(self, vectors):
         """Returns the generalized Gauss-Newton matrix times a vector: JᵀHJ · vector, plus the Hessian of penalties.

@@ -85,6 +85,7 @@ def test_a_product_is_computed_only_where_it_is_due(kind, compiled):
     assert counts == [1, 1, 1, 2, 2, 2, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "how"),
     [
@@ -122,7 +123,7 @@ def test_a_plain_model_does_the_same_on_two_replicas():
         ),
         (kopt.MoMo, dict(), "MoMo asks more of each batch than its gradient, .* Try kopt.Model"),
         (
-            kopt.LineSearch(kopt.SGD()),
+            lambda: kopt.LineSearch(kopt.SGD()),
             dict(),
             "LineSearch asks more of each batch .* Try kopt.Model",
         ),
