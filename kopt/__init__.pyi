@@ -80,6 +80,7 @@ from .optimizers import Slot as Slot
 from .optimizers import SophiaG as SophiaG
 from .optimizers import SophiaH as SophiaH
 from .optimizers import StableAdamW as StableAdamW
+from .optimizers import Switch as Switch
 from .optimizers import Wrapper as Wrapper
 from .optimizers import Yogi as Yogi
 from .optimizers import cite as cite
@@ -91,4 +92,5 @@ from .optimizers import ASAM as ASAM
 from .optimizers import GSAM as GSAM
 from .optimizers import SAM as SAM
 from .optimizers import LookSAM as LookSAM
+from .training.minimize import minimize as minimize
 from .training.model import Model as Model

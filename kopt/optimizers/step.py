@@ -38,10 +38,14 @@ class Step(State):
             oracle: a `kopt.training.Oracle`, as `kopt.Model` makes one for each batch.
             variables: the weights that the oracle looks at.
             apply: what is given the gradients in the place of `self.apply`: a loss-scale wrapper's, for one.
+
+        Returns:
+            The loss at the weights before the step, where a look has told it; else None.
         """
         if not self.built:
             self.build(variables)
         (apply or self.apply)(self._looked(oracle, variables), variables)
+        return oracle.value
 
     def _looked(self, oracle, variables):
         """The gradients to step with; what else `look` sees is kept for the step."""

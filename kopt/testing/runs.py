@@ -70,6 +70,9 @@ class Run:
 class Bowl:
     """An oracle that answers for Σ ⟨g, w⟩ + ½ ⟨a, w²⟩, with slopes g, and curvatures a that change with the steps."""
 
+    scaled = noisy = False
+    value = None
+
     def __init__(self, variables, slopes, share=None, steps=0, weights=None):
         self.variables, self.slopes, self.steps, self.replicas = variables, slopes, steps, replicas()
         self.share = 1.0 if share is None else share
@@ -118,6 +121,9 @@ class Bowl:
     def sampled_gradients(self, seed, t):
         """√a, whose squares are a without any chance."""
         return [ops.cast(self.share * ops.sqrt(a), v.dtype) for a, v in zip(self._whole(), self.variables, strict=True)]
+
+    def report(self, loss):
+        """Nobody asks."""
 
     def sum(self, tensors):
         """Over all replicas."""

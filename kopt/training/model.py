@@ -7,7 +7,9 @@ import tensorflow as tf
 from keras import tree
 
 from kopt._backend import replicas
-from kopt.training.oracle import Batch, step
+from kopt.optimizers import Optimizer
+from kopt.optimizers.minimizer import Minimizer
+from kopt.training.oracle import Batch, computing, step
 
 
 @keras.saving.register_keras_serializable("kopt")
@@ -41,24 +43,62 @@ class Model(keras.Model):
         else:
             super().__init__(*args, **kwargs)
 
+    def fit(self, x=None, y=None, batch_size=None, *args, **kwargs):
+        """Trains the model, as `keras.Model.fit` does: all arguments are the same.
+
+        Methods for the whole data set (`kopt.LBFGS`, ...) get all rows as one batch where `batch_size` is None.
+
+        Raises:
+            ValueError: such a method would get the rows in several batches, and is not `stochastic`.
+        """
+        for minimizer in minimizers(self.optimizer):
+            batch_size = whole_batch(minimizer, x, batch_size)
+            minimizer.forget()
+        return super().fit(x, y, batch_size, *args, **kwargs)
+
     def train_step(self, data):
         """Takes a step on a batch, and returns the metrics by name."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-
-        def compute(through):
-            outputs = self(x, training=True) if self._call_has_training_arg else self(x)
-            return outputs, self._compute_loss(x, y, through(outputs), sample_weight, training=True)
-
         if not self.built:  # a subclassed model: an oracle has to know its weights
             self(x)
         outer = self.optimizer
         wrapped = isinstance(outer, keras.optimizers.LossScaleOptimizer)
         scaled = wrapped or outer.loss_scale_factor is not None
-        batch = Batch(self, compute, outer.scale_loss(1.0) if scaled else None, self.fresh_noise, self.loss)
+        scale = outer.scale_loss(1.0) if scaled else None
+        batch = Batch(self, computing(self, data), scale, self.fresh_noise, self.loss)
         step(outer.inner_optimizer if wrapped else outer, batch, outer.apply)
         rows = tf.shape(next(part for part in tree.flatten(x) if part is not None))[0]
         self._loss_tracker.update_state(batch.loss * replicas(), sample_weight=rows)
         return self.compute_metrics(x, y, batch.outputs, sample_weight=sample_weight)
+
+
+def minimizers(optimizer):
+    """The parts of an optimizer that take the whole data set for a batch."""
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # a loss-scale wrapper's
+    nodes = [node for _, node in optimizer._nodes()] if isinstance(optimizer, Optimizer) else []
+    return [node for node in nodes if isinstance(node, Minimizer)]
+
+
+def whole_batch(minimizer, x, batch_size):
+    """The batch size at which a minimizer gets all rows of `x` at once, unless it asks for less."""
+    shape = getattr(next(iter(tree.flatten(x)), None), "shape", None)
+    if shape is not None:
+        rows = shape[0]
+        if minimizer.stochastic or (batch_size or rows) >= rows:
+            return batch_size or rows
+        raise ValueError(
+            f"{type(minimizer).__name__}: batch_size must be None or cover all {rows} rows, got {batch_size}, for the "
+            "loss is to be the same function at each step. Set stochastic=True to take steps on batches."
+        )
+    batches = x.num_batches if isinstance(x, keras.utils.PyDataset) else None
+    if isinstance(x, tf.data.Dataset):
+        batches = int(x.cardinality())
+    if batches is not None and batches > 1 and not minimizer.stochastic:
+        raise ValueError(
+            f"{type(minimizer).__name__}: the data must come as one batch, got {batches}, for the loss is to be the "
+            "same function at each step. Set stochastic=True to take steps on batches."
+        )
+    return batch_size
 
 
 def _are_tensors(args, kwargs):

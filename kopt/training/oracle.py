@@ -26,7 +26,7 @@ class Batch:
             outputs, and from whose result it computes the loss.
         scale: what the loss is multiplied by while it is differentiated, against underflow; None for 1.
         fresh_noise: whether each look draws noise of its own.
-        losses: what `compute` has of losses, as `compile` takes them.
+        losses: what `compute` has of losses, as `compile` takes them; the model's own where None.
 
     Attributes:
         variables: the trainable ones.
@@ -36,12 +36,23 @@ class Batch:
 
     def __init__(self, model, compute, scale=None, fresh_noise=False, losses=None):
         self.model, self.compute, self.scale, self.fresh_noise = model, compute, scale, fresh_noise
-        self.losses = losses
+        self.losses = getattr(model, "loss", None) if losses is None else losses
         self.variables = model.trainable_variables
         self.loss: Any = None
         self.outputs: Any = None
         self._others = [(variable, dense(variable)) for variable in model.non_trainable_variables]
         self._looks = 0
+
+    @property
+    def noisy(self):
+        """Whether the model draws random numbers."""
+        return any(is_seed(variable) for variable, _ in self._others)
+
+    def of(self, compute):
+        """The same for some of the rows; looks at them change nothing."""
+        batch = Batch(self.model, compute, self.scale, losses=self.losses)
+        batch.outputs = ()
+        return batch
 
     def look(self, weights, through=lambda outputs: outputs):
         """Returns the loss at these weights; `through` may put other tensors in the place of the outputs."""
@@ -66,8 +77,7 @@ class Batch:
         """What the other variables hold in the next look."""
         if not self.fresh_noise or not self._looks:
             return self._others
-        seeds = {id(v) for v, _ in self._others if v.path.endswith("seed_generator_state")}
-        return [(v, x + tf.constant(self._looks, x.dtype) if id(v) in seeds else x) for v, x in self._others]
+        return [(v, x + tf.constant(self._looks, x.dtype) if is_seed(v) else x) for v, x in self._others]
 
     def _keep(self, scope):
         """Assigns what a look has changed besides the weights."""
@@ -76,6 +86,22 @@ class Batch:
             value = scope.get_current_value(variable)
             if value is not None and value is not before.get(id(variable)):
                 variable.assign(value)
+
+
+def computing(model, data):
+    """Returns the `compute` of a `Batch`: a model's outputs and loss for (x, y, sample_weight), as Keras has them."""
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+
+    def compute(through):
+        outputs = model(x, training=True) if model._call_has_training_arg else model(x)
+        return outputs, model._compute_loss(x, y, through(outputs), sample_weight, training=True)
+
+    return compute
+
+
+def is_seed(variable):
+    """Whether a variable is the state of a random number generator."""
+    return variable.path.endswith("seed_generator_state")
 
 
 class Oracle:
@@ -90,11 +116,13 @@ class Oracle:
 
     Attributes:
         weights: these tensors.
+        value: the loss at them, once a look at them has told it.
     """
 
     def __init__(self, batch, weights=None):
         self._batch = batch
         self.weights = [dense(v) for v in batch.variables] if weights is None else weights
+        self.value: Any = None
 
     def at(self, weights):
         """Returns the oracle that answers for the same batch at other weights."""
@@ -105,9 +133,24 @@ class Oracle:
         """How many replicas have an oracle each."""
         return replicas()
 
+    @property
+    def scaled(self):
+        """Whether losses are scaled while they are differentiated, as in mixed float16."""
+        return self._batch.scale is not None
+
+    @property
+    def noisy(self):
+        """Whether the loss is another function at each step, even of the same rows: dropout draws other masks."""
+        return self._batch.noisy
+
+    def report(self, loss):
+        """Says what the loss at the batch's first weights is, where it is known without a look."""
+        self._batch.loss = loss
+
     def loss(self):
         """Returns the loss: a scalar, as Keras's `compute_loss` gives it, with penalties."""
-        return self._batch.look(self.weights)
+        self.value = self._batch.look(self.weights)
+        return self.value
 
     def gradients(self):
         """Returns the gradient of the loss for each weight."""
@@ -115,10 +158,10 @@ class Oracle:
 
     def __call__(self):
         """Returns the loss and its gradients, in one pass forward and one back."""
-        loss, grads = self._batch.differentiate(self.weights)
+        self.value, grads = self._batch.differentiate(self.weights)
         scale = self._batch.scale
         grads = [g if g is None else dense(g) for g in grads]
-        return loss, [g if g is None or scale is None else g / tf.cast(scale, g.dtype) for g in grads]
+        return self.value, [g if g is None or scale is None else g / tf.cast(scale, g.dtype) for g in grads]
 
     def hvp(self, vectors):
         """Returns the Hessian of the loss times a vector: a tensor for each weight, as `vectors` has them."""
