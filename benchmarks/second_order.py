@@ -111,6 +111,13 @@ OPTIMIZERS = {
     "ASAM": lambda: kopt.ASAM(kopt.AdamW()),
     "GSAM": lambda: kopt.GSAM(kopt.AdamW()),
     "LookSAM": lambda: kopt.LookSAM(kopt.AdamW()),
+    "AdaHessian": lambda: kopt.AdaHessian(1e-3),
+    "AdaHessian, every 5": lambda: kopt.AdaHessian(1e-3, every=5),
+    "SophiaH": lambda: kopt.SophiaH(),
+    "SophiaG": lambda: kopt.SophiaG(),
+    "MoMoAdam": lambda: kopt.MoMoAdam(1e-3),
+    "ExactMARS": lambda: kopt.ExactMARS(1e-3),
+    "LineSearch": lambda: kopt.LineSearch(kopt.AdamW()),
 }
 
 

@@ -19,12 +19,14 @@ from .optimizers import QHM as QHM
 from .optimizers import SGD as SGD
 from .optimizers import SM3 as SM3
 from .optimizers import SOAP as SOAP
+from .optimizers import SPS as SPS
 from .optimizers import SWA as SWA
 from .optimizers import AdaBelief as AdaBelief
 from .optimizers import AdaBound as AdaBound
 from .optimizers import Adadelta as Adadelta
 from .optimizers import Adafactor as Adafactor
 from .optimizers import Adagrad as Adagrad
+from .optimizers import AdaHessian as AdaHessian
 from .optimizers import Adam as Adam
 from .optimizers import Adamax as Adamax
 from .optimizers import AdamMini as AdamMini
@@ -40,6 +42,7 @@ from .optimizers import DAdaptAdam as DAdaptAdam
 from .optimizers import DAdaptSGD as DAdaptSGD
 from .optimizers import DoG as DoG
 from .optimizers import DoWG as DoWG
+from .optimizers import ExactMARS as ExactMARS
 from .optimizers import Ftrl as Ftrl
 from .optimizers import GaLore as GaLore
 from .optimizers import GaussNewton as GaussNewton
@@ -49,10 +52,13 @@ from .optimizers import Kron as Kron
 from .optimizers import LaProp as LaProp
 from .optimizers import LDoG as LDoG
 from .optimizers import LevenbergMarquardt as LevenbergMarquardt
+from .optimizers import LineSearch as LineSearch
 from .optimizers import Lion as Lion
 from .optimizers import Lookahead as Lookahead
 from .optimizers import Matrices as Matrices
 from .optimizers import Mechanic as Mechanic
+from .optimizers import MoMo as MoMo
+from .optimizers import MoMoAdam as MoMoAdam
 from .optimizers import Muon as Muon
 from .optimizers import Nadam as Nadam
 from .optimizers import NadamW as NadamW
@@ -73,6 +79,8 @@ from .optimizers import ScheduleFreeSGD as ScheduleFreeSGD
 from .optimizers import Shampoo as Shampoo
 from .optimizers import Signum as Signum
 from .optimizers import Slot as Slot
+from .optimizers import SophiaG as SophiaG
+from .optimizers import SophiaH as SophiaH
 from .optimizers import StableAdamW as StableAdamW
 from .optimizers import Switch as Switch
 from .optimizers import Wrapper as Wrapper

@@ -2,6 +2,7 @@
 
 from kopt.optimizers.adam import Adam, Adamax, AdamW, AMSGrad, Nadam, NadamW
 from kopt.optimizers.adaptive import MADGRAD, Adadelta, Adagrad, RMSprop
+from kopt.optimizers.armijo import LineSearch
 from kopt.optimizers.averaging import EMA, SWA, Lookahead, PolynomialAverage
 from kopt.optimizers.base import Optimizer
 from kopt.optimizers.blockwise import SM3, AdamMini
@@ -15,17 +16,21 @@ from kopt.optimizers.ftrl import Ftrl
 from kopt.optimizers.graft import Graft
 from kopt.optimizers.groups import layerwise_decay
 from kopt.optimizers.hessian_free import HessianFree
+from kopt.optimizers.hessian import AdaHessian, SophiaG, SophiaH
 from kopt.optimizers.kron import Kron
 from kopt.optimizers.layerwise import LAMB, LARS
 from kopt.optimizers.least_squares import GaussNewton, LevenbergMarquardt
 from kopt.optimizers.low_rank import APOLLO, APOLLOMini, GaLore
+from kopt.optimizers.mars import MARS, ExactMARS
 from kopt.optimizers.mechanic import Mechanic
 from kopt.optimizers.muon import Muon
 from kopt.optimizers.newton import Newton, NewtonCG, TrustRegion
 from kopt.optimizers.numerators import ADOPT, MARS, Adan, AdEMAMix, LaProp, QHAdam
 from kopt.optimizers.nystrom import NysNewtonCG
+from kopt.optimizers.numerators import ADOPT, Adan, AdEMAMix, LaProp, QHAdam
 from kopt.optimizers.packs import Slot
 from kopt.optimizers.parameter_free import DAdaptAdam, DAdaptSGD, Prodigy
+from kopt.optimizers.polyak import SPS, MoMo, MoMoAdam
 from kopt.optimizers.quantized import Quantized
 from kopt.optimizers.quasi_newton import LBFGS
 from kopt.optimizers.router import Matrices, Route
@@ -58,12 +63,14 @@ __all__ = [
     "SM3",
     "SOAP",
     "SSBFGS",
+    "SPS",
     "SWA",
     "AMSGrad",
     "APOLLOMini",
     "AdEMAMix",
     "AdaBelief",
     "AdaBound",
+    "AdaHessian",
     "Adadelta",
     "Adafactor",
     "Adagrad",
@@ -79,6 +86,7 @@ __all__ = [
     "DAdaptSGD",
     "DoG",
     "DoWG",
+    "ExactMARS",
     "Ftrl",
     "GaLore",
     "GaussNewton",
@@ -89,11 +97,14 @@ __all__ = [
     "LDoG",
     "LaProp",
     "LevenbergMarquardt",
+    "LineSearch",
     "Lion",
     "LookSAM",
     "Lookahead",
     "Matrices",
     "Mechanic",
+    "MoMo",
+    "MoMoAdam",
     "Muon",
     "Nadam",
     "NadamW",
@@ -119,6 +130,8 @@ __all__ = [
     "Shampoo",
     "Signum",
     "Slot",
+    "SophiaG",
+    "SophiaH",
     "StableAdamW",
     "Switch",
     "TrustRegion",

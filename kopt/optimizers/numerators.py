@@ -4,7 +4,7 @@ from typing import Unpack
 
 from keras import ops
 
-from kopt.math import at_first, debias, ema, norm
+from kopt.math import at_first, debias, ema
 from kopt.optimizers.adam import Adam, root
 from kopt.optimizers.base import Common, Optimizer, Scheduled
 
@@ -218,62 +218,6 @@ class ADOPT(Adam):
         bound = ops.power(t - 1, 0.25)  # zero at the first step, whose v is none yet
         m = ema(m, ops.clip(g / ops.maximum(ops.sqrt(v), h.epsilon), -bound, bound), h.beta_1)
         return m, dict(m=m, v=at_first(t, g * g, ema(v, g * g, h.beta_2)))
-
-
-class MARS(Adam):
-    """Adam on gradients whose variance is reduced by the change since the last batch.
-
-        c = g + γ β₁ / (1 - β₁) (g - g_before)        (g at the first step)
-        c ← c / max(1, ‖c‖)                            over the entries of a weight
-        u = m̂ / (√v̂ + ε)                             with c in the place of g in m and v
-
-    The paper's approximate form of MARS-AdamW: `g_before` is the last step's gradient, where the exact form computes
-    it again for this step's batch, at twice the cost. For the pretraining of language models. Weights of fewer than
-    two axes get Adam, as in the authors' code; for other rates and decays there, which it has too, route them to
-    another optimizer.
-
-    Args:
-        learning_rate: in [0, inf), or a schedule.
-        beta_1: decay of the mean gradient, in [0, 1).
-        beta_2: decay of the mean square, in [0, 1).
-        epsilon: smallest scale of a step's denominator, in [0, inf).
-        gamma: strength of the correction, in [0, inf); 0.025 in the paper.
-        optimize_1d: whether weights of fewer than two axes are corrected too.
-        **common: see `kopt.Optimizer`.
-
-    References:
-        Yuan et al., *MARS: Unleashing the Power of Variance Reduction for Training Large Models*, 2024.
-        https://arxiv.org/abs/2411.10438
-    """
-
-    cites = ("yuan2024mars",)
-    elementwise = False
-    ranges = {"gamma": "[0, inf)"}
-
-    def __init__(
-        self,
-        learning_rate: Scheduled = 3e-3,
-        *,
-        beta_1: Scheduled = 0.95,
-        beta_2: Scheduled = 0.99,
-        epsilon: Scheduled = 1e-8,
-        gamma: Scheduled = 0.025,
-        optimize_1d=False,
-        **common: Unpack[Common],
-    ):
-        super().__init__(learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, **common)
-        self.gamma, self.optimize_1d = gamma, optimize_1d
-
-    def slots(self, shape):
-        corrected = self.optimize_1d or len(shape) > 1
-        return super().slots(shape) | (dict(before=shape) if corrected else {})
-
-    def direction(self, g, w, t, h, *, m, v, before=None):
-        if before is None:
-            return super().direction(g, w, t, h, m=m, v=v)
-        c = g + h.gamma * h.beta_1 / (1 - h.beta_1) * (g - at_first(t, g, before))
-        u, moments = super().direction(c / ops.maximum(norm(c), 1.0), w, t, h, m=m, v=v)
-        return u, moments | dict(before=g)
 
 
 class QHAdam(Adam):

@@ -17,6 +17,9 @@ class Rule:
     looks: ClassVar[bool] = False
     """Whether a step asks more of a batch than its gradient: see `look`."""
 
+    outermost: ClassVar[bool] = False
+    """Whether no other optimizer may be around it, since it decides where the step as a whole ends."""
+
     full_batch: ClassVar[bool] = False
     """Whether a step is meant for the whole data set at once."""
 

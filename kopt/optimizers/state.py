@@ -53,6 +53,7 @@ class State(Rule, Hyperparameters, keras.optimizers.Optimizer):
                 node._make_inputs(self, prefix)
             rules = self.routes()
             flags = {"skipped_steps": 0.0} if self.skip_nonfinite else {}
+            flags |= self.own_flags()
             flags |= {"evaluating": 0.0} if any(rule.averages for rule in rules.values()) else {}
             flags = {name: self._scalar(name, value) for name, value in flags.items()}
             packs = self._lay_out(variables, rules)
@@ -63,6 +64,10 @@ class State(Rule, Hyperparameters, keras.optimizers.Optimizer):
         kept = SimpleNamespace(root=self, rules=rules, owners=owners, shared=shared, flags=flags, packs=packs)
         for _, node in self._nodes():
             node.__dict__["_kept"] = kept
+
+    def own_flags(self) -> dict[str, float]:
+        """The scalars of the step as a whole that an outermost optimizer keeps: see `landed`."""
+        return {}
 
     def _scalar(self, name, value):
         def initial(shape, dtype):

@@ -1,19 +1,35 @@
 """A step: pure from gradients and the present state to the next, then assigned."""
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 from keras import ops, tree
 
-from kopt._backend import assign, dense, fused, under_strategy
+from kopt._backend import Traced, assign, dense, fused, under_strategy
 from kopt._checks import check_choice
 from kopt.optimizers.state import State
+
+
+class Seen(NamedTuple):
+    """What a step knows of its batch besides gradients.
+
+    Attributes:
+        oracle: what was asked; None where nothing was.
+        members: the numbers of the variables that it answers for.
+        scalars: what was seen, by name.
+        parts: what was seen of each weight, by name and number.
+    """
+
+    oracle: Any = None
+    members: Any = ()
+    scalars: Any = {}
+    parts: Any = {}
 
 
 class Step(State):
     """The part of an optimizer that steps, and that swaps weights with their averages."""
 
-    _seen: dict[str, Any] | None
+    _seen: Seen | None
 
     def step(self, oracle, variables, apply=None):
         """Takes a step on the batch that an oracle knows.
@@ -28,14 +44,18 @@ class Step(State):
         """
         if not self.built:
             self.build(variables)
+        (apply or self.apply)(self._looked(oracle, variables), variables)
+        return oracle.value
+
+    def _looked(self, oracle, variables):
+        """The gradients to step with; what else `look` sees is kept for the step."""
         members = [self._get_variable_index(variable) for variable in variables]
         grads, seen = self.look(oracle)
-        for name, x in seen.items():
-            if isinstance(x, list):
-                seen[name] = {i: part for i, part in zip(members, x, strict=True) if part is not None}
-        self.__dict__["_seen"] = seen
-        (apply or self.apply)(grads, variables)
-        return oracle.value
+        lists = {name: zip(members, x, strict=True) for name, x in seen.items() if isinstance(x, list)}
+        parts = {name: {i: part for i, part in pairs if part is not None} for name, pairs in lists.items()}
+        scalars = {name: x for name, x in seen.items() if name not in parts}
+        self.__dict__["_seen"] = Seen(oracle, members, scalars, parts)
+        return grads
 
     def _taken(self):
         """The number of steps taken so far."""
@@ -57,19 +77,16 @@ class Step(State):
 
     def _backend_apply_gradients(self, grads, trainable_variables):
         """Sums gradients over replicas, and assigns what the pure step makes of them."""
-        seen, self.__dict__["_seen"] = self._seen, None
-        if seen is None and (looking := [node for _, node in self._nodes() if node.looks]):
-            raise ValueError(
-                f"{type(looking[0]).__name__} asks more of each batch than its gradient, and keras.Model shows it that "
-                "alone. Try kopt.Model(model.inputs, model.outputs)."
-            )
+        if self._seen is None and (looking := [node for _, node in self._nodes() if node.looks]):
+            grads = self._looked(Traced(grads, trainable_variables, type(looking[0]).__name__), trainable_variables)
+        seen, self.__dict__["_seen"] = self._seen or Seen(), None
         if under_strategy():
             pairs = super()._all_reduce_sum_gradients(zip(grads, trainable_variables, strict=True))
             grads = [gradient for gradient, _ in pairs]
         members = [self._get_variable_index(variable) for variable in trainable_variables]
         grads = dict(zip(members, map(dense, grads), strict=True))
         step = self._accumulate if self.gradient_accumulation_steps else self._guard
-        self._change(lambda now: step(grads, now, seen or {}))
+        self._change(lambda now: step(grads, now, seen))
 
     def _change(self, function):
         """Assigns what a pure function makes of all that a step may change."""
@@ -103,7 +120,7 @@ class Step(State):
         """Steps; or skips the step and counts it, where asked to and a gradient is not finite."""
         if not self.skip_nonfinite:
             return self._step(grads, now, seen)
-        finite = ops.all(ops.stack([ops.all(ops.isfinite(x)) for x in (*grads.values(), *tree.flatten(seen))]))
+        finite = ops.all(ops.stack([ops.all(ops.isfinite(x)) for x in (*grads.values(), *tree.flatten(seen[2:]))]))
         skipped = now["flags"] | {"skipped_steps": now["flags"]["skipped_steps"] + 1}
         return ops.cond(finite, lambda: self._step(grads, now, seen), lambda: now | {"flags": skipped})
 
@@ -113,22 +130,28 @@ class Step(State):
         step = self._finished_steps(now["flags"])
         if "evaluating" in now["flags"]:
             now = ops.cond(now["flags"]["evaluating"] > 0, lambda: self._swapped(now, step, "training"), lambda: now)
-        numbers = self._numbers(step) | {"seen": {name: x for name, x in seen.items() if not isinstance(x, dict)}}
+        numbers = self._numbers(step) | {"seen": seen.scalars}
         packs = {i: p for i, p in enumerate(self._kept.packs) if not grads.keys().isdisjoint(p.members)}
         given = {i: self._given_to_rule(p, grads, now["weights"], now["slots"][i]) for i, p in packs.items()}
-        seen = {name: x for name, x in seen.items() if isinstance(x, dict)}
-        seen = {i: {n: p.join(self._of(p, x, now["weights"])) for n, x in seen.items()} for i, p in packs.items()}
-        shared = self._advance(packs, given, seen, numbers, now["shared"])
+        parts = {
+            i: {n: p.join(self._of(p, x, now["weights"])) for n, x in seen.parts.items()} for i, p in packs.items()
+        }
+        shared = self._advance(packs, given, parts, numbers, now["shared"])
         h = {i: self._hyperparameters(p, numbers, shared, now["shared"]) for i, p in packs.items()}
         weights, slots = dict(now["weights"]), dict(now["slots"])
-        for i, (w, kept) in self._updated(packs, given, seen, h, grads, step).items():
+        for i, (w, kept) in self._updated(packs, given, parts, h, grads, step).items():
             if w is not None:
                 moved = zip(packs[i].members, packs[i].part(w), strict=True)
                 weights |= {member: weight for member, weight in moved if member in grads}
             kept = packs[i].unstacked(kept)
             slots[i] = slots[i] | {name: slot for name, slot in kept.items() if slot is not None}
+        weights, flags = self.landed(now, weights, seen)
         weights, averages = self._smoothed(weights, now["averages"], step)
-        return now | {"weights": weights, "slots": slots, "shared": shared, "averages": averages}
+        return now | {"weights": weights, "slots": slots, "shared": shared, "averages": averages, "flags": flags}
+
+    def landed(self, now, weights, seen):
+        """Where on the way from the present weights to the rules' new ones the step ends, and the flags then."""
+        return weights, now["flags"]
 
     def _rule(self, pack):
         return self._kept.rules[pack.treatment.route]

@@ -168,6 +168,11 @@ def check_part(owner, argument, part, *, may_step=False):
         if isinstance(part, keras.optimizers.Optimizer):
             hint = f" Try kopt.{type(part).__name__}."
         raise TypeError(f"{who}: {argument} must be a kopt optimizer, got {part!r}.{hint}")
+    if not may_step and part.outermost:
+        raise ValueError(
+            f"{who}: {argument} must be an optimizer that others may be around, got {part!r}. Try "
+            f"{type(part).__name__} around the {who}."
+        )
     if not may_step and (whole := [node for _, node in part._nodes() if type(node).step is not Optimizer.step]):
         raise ValueError(
             f"{who}: {argument} must be an optimizer that has a direction for each weight, got "

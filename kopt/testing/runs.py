@@ -38,7 +38,8 @@ class Run:
         if share is not None:
             gradients = [share * g for g in gradients]
         if looks(self.optimizer):
-            self.optimizer.step(Bowl(self.variables, gradients, share), self.variables)
+            steps = self.optimizer._taken()
+            self.optimizer.step(Bowl(self.variables, gradients, share, steps), self.variables)
         else:
             self.optimizer.apply(gradients, self.variables)
 
@@ -67,24 +68,29 @@ class Run:
 
 
 class Bowl:
-    """An oracle that answers for Σ ⟨g, w⟩ + ½ ⟨a, w²⟩, with slopes g, and curvatures a of its own."""
+    """An oracle that answers for Σ ⟨g, w⟩ + ½ ⟨a, w²⟩, with slopes g, and curvatures a that change with the steps."""
 
     scaled = noisy = False
     value = None
 
-    def __init__(self, variables, slopes, share=None, weights=None):
-        self.variables, self.slopes, self.share, self.replicas = variables, slopes, share, replicas()
+    def __init__(self, variables, slopes, share=None, steps=0, weights=None):
+        self.variables, self.slopes, self.steps, self.replicas = variables, slopes, steps, replicas()
+        self.share = 1.0 if share is None else share
         self.weights = [dense(v) for v in variables] if weights is None else weights
 
     def curvatures(self):
         """The diagonal of the Hessian: between 0.2 and 1.8, or a share of that."""
-        share = 1.0 if self.share is None else self.share
-        entries = [np.arange(math.prod(v.shape)).reshape(v.shape) for v in self.variables]
-        return [share * ops.cast(1 + 0.8 * np.sin(x), v.dtype) for x, v in zip(entries, self.variables, strict=True)]
+        return [ops.cast(self.share * a, v.dtype) for a, v in zip(self._whole(), self.variables, strict=True)]
+
+    def _whole(self):
+        for v in self.variables:
+            wide = "float64" if v.dtype == "float64" else "float32"
+            number = ops.reshape(ops.arange(math.prod(v.shape), dtype=wide), v.shape)
+            yield 1 + 0.8 * ops.sin(number + ops.cast(self.steps, wide))
 
     def at(self, weights):
         """The oracle at other weights."""
-        return Bowl(self.variables, self.slopes, self.share, weights)
+        return Bowl(self.variables, self.slopes, self.share, self.steps, weights)
 
     def _parts(self):
         slopes = [g if g is None else dense(g) for g in self.slopes]
@@ -107,6 +113,14 @@ class Bowl:
         return [a * v for a, v in zip(self.curvatures(), vectors, strict=True)]
 
     gnvp = hvp
+
+    def linearize(self):
+        """The gradients, and `hvp`."""
+        return self.gradients(), self.hvp
+
+    def sampled_gradients(self, seed, t):
+        """√a, whose squares are a without any chance."""
+        return [ops.cast(self.share * ops.sqrt(a), v.dtype) for a, v in zip(self._whole(), self.variables, strict=True)]
 
     def report(self, loss):
         """Nobody asks."""

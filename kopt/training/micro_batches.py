@@ -122,9 +122,20 @@ class MicroBatched(Oracle):
         """As in `Oracle`."""
         return self._mean(lambda oracle: oracle.hvp(vectors), self.weights)
 
+    def linearize(self):
+        """As in `Oracle`, but for one pass."""
+        return self.gradients(), self.hvp
+
     def gnvp(self, vectors):
         """As in `Oracle`."""
         return self._mean(lambda oracle: oracle.gnvp(vectors), self.weights)
+
+    def sampled_gradients(self, seed, t):
+        """Refuses: squares of sums over micro-batches are no sums of squares."""
+        raise ValueError(
+            "Labels are drawn for one batch at a time: micro_batch_size must be None, or the optimizer one that draws "
+            "none, such as kopt.SophiaH."
+        )
 
 
 def check_adds_up(model, owner):

@@ -9,8 +9,10 @@ from keras import tree
 
 from kopt._backend import dense, replicas, sum_over_replicas
 from kopt.optimizers import Optimizer
+from kopt.training.losses import in_place_of, logits_of
 from kopt.training.moments import twice_differentiable
 from kopt.training.residuals import Residuals
+from kopt.training.sampling import sample
 
 
 class Batch:
@@ -25,6 +27,7 @@ class Batch:
             outputs, and from whose result it computes the loss.
         scale: what the loss is multiplied by while it is differentiated, against underflow; None for 1.
         fresh_noise: whether each look draws noise of its own.
+        losses: what `compute` has of losses, as `compile` takes them; the model's own where None.
 
     Attributes:
         variables: the trainable ones.
@@ -33,8 +36,9 @@ class Batch:
         added: whether layers have added losses of their own, as of the last look.
     """
 
-    def __init__(self, model, compute, scale=None, fresh_noise=False):
+    def __init__(self, model, compute, scale=None, fresh_noise=False, losses=None):
         self.model, self.compute, self.scale, self.fresh_noise = model, compute, scale, fresh_noise
+        self.losses = getattr(model, "loss", None) if losses is None else losses
         self.variables = model.trainable_variables
         self.loss: Any = None
         self.outputs: Any = None
@@ -49,7 +53,7 @@ class Batch:
 
     def of(self, compute):
         """The same for some of the rows; looks at them change nothing."""
-        batch = Batch(self.model, compute, self.scale)
+        batch = Batch(self.model, compute, self.scale, losses=self.losses)
         batch.outputs = ()
         return batch
 
@@ -165,11 +169,20 @@ class Oracle:
 
     def hvp(self, vectors):
         """Returns the Hessian of the loss times a vector: a tensor for each weight, as `vectors` has them."""
-        with twice_differentiable(), tf.GradientTape(watch_accessed_variables=False) as tape:
+        return self.linearize()[1](vectors)
+
+    def linearize(self):
+        """Returns the gradients, and a function that multiplies a vector by the Hessian: one pass serves both."""
+        tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
+        with twice_differentiable(), tape:
             tape.watch(self.weights)
             grads = self.gradients()
-        some = [(g, v) for g, v in zip(grads, vectors, strict=True) if g is not None]
-        return _slopes(tape, [g for g, _ in some], self.weights, [v for _, v in some])
+
+        def hvp(vectors):
+            some = [(g, v) for g, v in zip(grads, vectors, strict=True) if g is not None]
+            return _slopes(tape, [g for g, _ in some], self.weights, [v for _, v in some])
+
+        return grads, hvp
 
     def gnvp(self, vectors):
         """Returns the generalized Gauss-Newton matrix times a vector: JᵀHJ · vector, plus the Hessian of penalties.
@@ -221,6 +234,21 @@ class Oracle:
         """Returns a vector, a number for each residual, times their Jacobian: a tensor for each weight."""
         return self.linearized().vjp(vector)
 
+    def sampled_gradients(self, seed, t):
+        """Returns a random gradient for each weight: its squares are on average the Gauss-Newton matrix's diagonal.
+
+        It is that of the loss with labels drawn from what the model predicts, times the root of the number of rows:
+        `kopt.training.sampling.sample` says more, and for which losses.
+
+        Args:
+            seed: an integer. Draws depend on it and on `t` alone; each replica has its own.
+            t: the step.
+        """
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(self.weights)
+            outputs, drawn = sample(self._batch, self.weights, seed, t)
+        return _slopes(tape, outputs, self.weights, drawn)
+
     def sum(self, tensors):
         """Returns each tensor of a list summed over all replicas; None where it is None."""
         return sum_over_replicas(tensors)
@@ -247,16 +275,11 @@ class _Split:
         return tree.map_structure(self._cut, outputs)
 
     def _cut(self, output):
-        logits = getattr(output, "_keras_logits", None)
-        self.outputs.append(output if logits is None else logits)
+        self.outputs.append(logits_of(output))
         self.held.append(tf.stop_gradient(self.outputs[-1]))
         for tape in self.tapes:
             tape.watch(self.held[-1])
-        if logits is None:
-            return self.held[-1]
-        output = tf.stop_gradient(output)
-        output._keras_logits = self.held[-1]
-        return output
+        return in_place_of(output, self.held[-1])
 
 
 def step(optimizer, batch, apply):

@@ -56,7 +56,7 @@ def test_the_path_is_the_references(name, dtype, tolerance):
     if runs.looks(optimizer):  # at the loss that make_looking.py has
 
         def take(gradients):
-            optimizer.step(runs.Bowl(variables, gradients), variables)
+            optimizer.step(runs.Bowl(variables, gradients, steps=optimizer._taken()), variables)
 
     apply = backends.compiled_step(take, optimizer, variables, lambda: None, xla=False)
     for step, grads in enumerate(PROBLEM["gradients"], start=1):

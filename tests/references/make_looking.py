@@ -4,8 +4,9 @@
     python tests/references/make_looking.py
 
 with `asam.py` of SamsungLabs/ASAM and `gsam` of juntang-zhuang/GSAM, at the commits named below, on the path.
-The loss of each step is Σ ⟨g, w⟩ + ½ ⟨a, w²⟩, with the problem's gradients for g and a = 1 + 0.8 sin(0, 1, 2, ...) in
-each weight. The package computes norms in float32, and its LookSAM adds 1e-8 to one; here they are exact.
+The loss of each step is Σ ⟨g, w⟩ + ½ ⟨a, w²⟩, with the problem's gradients for g and a = 1 + 0.8 sin(s, s + 1, ...) in
+each weight, s being the steps taken before. The package computes norms in float32, and its LookSAM adds 1e-8 to one;
+here they are exact.
 """
 
 import importlib
@@ -17,10 +18,14 @@ import torch
 from make import RUNNERS, make
 
 
-def loss_of(params, grads):
+def curvatures(shapes, steps):
+    """The Hessian's diagonal after so many steps."""
+    return [torch.tensor(1 + 0.8 * np.sin(np.arange(np.prod(shape)).reshape(shape) + steps)) for shape in shapes]
+
+
+def loss_of(params, grads, steps):
     """The loss of a step."""
-    curvatures = [torch.tensor(1 + 0.8 * np.sin(np.arange(w.numel()).reshape(w.shape))) for w in params]
-    parts = zip(params, grads, curvatures, strict=True)
+    parts = zip(params, grads, curvatures([w.shape for w in params], steps), strict=True)
     return sum((torch.tensor(g) * w + 0.5 * a * w * w).sum() for w, g, a in parts)
 
 
@@ -58,13 +63,13 @@ def sharp_path(call, weights, gradients):
     rho = SimpleNamespace(step=lambda: 0.2)
     known = {"params": params, "flat": whole, "torch": torch, "model": torch.nn.Module(), "rho": rho}
     optimizer = eval(call, {name: library} | known)
-    for grads in gradients:
+    for steps, grads in enumerate(gradients):
 
         @torch.enable_grad()
-        def closure(grads=grads):
+        def closure(grads=grads, steps=steps):
             optimizer.zero_grad()
             parts = [p.view(s) for p, s in zip(whole[0].split(sizes), shapes, strict=True)] if flat else params
-            loss = loss_of(parts, grads)
+            loss = loss_of(parts, grads, steps)
             loss.backward()
             return params, loss  # GSAM wants two
 
@@ -80,10 +85,10 @@ def asam_path(call, weights, gradients):
 
     params = [torch.nn.Parameter(torch.tensor(w)) for w in weights]
     optimizer = eval(call, {"asam": asam, "torch": torch, "params": params, "model": Named(params)})
-    for grads in gradients:
-        loss_of(params, grads).backward()
+    for steps, grads in enumerate(gradients):
+        loss_of(params, grads, steps).backward()
         optimizer.ascent_step()
-        loss_of(params, grads).backward()
+        loss_of(params, grads, steps).backward()
         optimizer.descent_step()
         yield [param.detach().numpy().copy() for param in params]
 
