@@ -1,9 +1,10 @@
-"""Losses that give every sample its own value."""
+"""Losses that give every sample its own value, and the outputs that they are given."""
 
 import functools
 import inspect
 
 import keras
+import tensorflow as tf
 
 
 def resolve(loss, logits, owner):
@@ -53,3 +54,21 @@ def values(loss, y, outputs):
     if not each.shape.rank:
         raise ValueError(f"loss must give each sample a value of its own, and {loss!r} gives one for all.")
     return keras.ops.mean(each, axis=tuple(range(1, each.shape.rank))) if each.shape.rank > 1 else each
+
+
+def logits_of(output):
+    """The logits of which a softmax or sigmoid made an output, which Keras's losses undo; else the output."""
+    logits = getattr(output, "_keras_logits", None)
+    return output if logits is None else logits
+
+
+def in_place_of(output, logits):
+    """What to give a loss in the place of an output, so that it depends on these logits: see `logits_of`."""
+    if logits_of(output) is output:
+        other = tf.identity(logits)
+    else:
+        other = tf.stop_gradient(output)
+        other._keras_logits = logits
+    if (mask := getattr(output, "_keras_mask", None)) is not None:
+        other._keras_mask = mask
+    return other

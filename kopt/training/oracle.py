@@ -9,7 +9,9 @@ from keras import tree
 
 from kopt._backend import dense, replicas, sum_over_replicas
 from kopt.optimizers import Optimizer
+from kopt.training.losses import in_place_of, logits_of
 from kopt.training.moments import twice_differentiable
+from kopt.training.sampling import sample
 
 
 class Batch:
@@ -24,6 +26,7 @@ class Batch:
             outputs, and from whose result it computes the loss.
         scale: what the loss is multiplied by while it is differentiated, against underflow; None for 1.
         fresh_noise: whether each look draws noise of its own.
+        losses: what `compute` has of losses, as `compile` takes them.
 
     Attributes:
         variables: the trainable ones.
@@ -31,8 +34,9 @@ class Batch:
         outputs: the model's at the first look.
     """
 
-    def __init__(self, model, compute, scale=None, fresh_noise=False):
+    def __init__(self, model, compute, scale=None, fresh_noise=False, losses=None):
         self.model, self.compute, self.scale, self.fresh_noise = model, compute, scale, fresh_noise
+        self.losses = losses
         self.variables = model.trainable_variables
         self.loss: Any = None
         self.outputs: Any = None
@@ -172,6 +176,21 @@ class Oracle:
         penalties = _slopes(outer, penalty_slopes, self.weights, vectors)
         return [a + b for a, b in zip(product, penalties, strict=True)]
 
+    def sampled_gradients(self, seed, t):
+        """Returns a random gradient for each weight: its squares are on average the Gauss-Newton matrix's diagonal.
+
+        It is that of the loss with labels drawn from what the model predicts, times the root of the number of rows:
+        `kopt.training.sampling.sample` says more, and for which losses.
+
+        Args:
+            seed: an integer. Draws depend on it and on `t` alone; each replica has its own.
+            t: the step.
+        """
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(self.weights)
+            outputs, drawn = sample(self._batch, self.weights, seed, t)
+        return _slopes(tape, outputs, self.weights, drawn)
+
     def sum(self, tensors):
         """Returns each tensor of a list summed over all replicas; None where it is None."""
         return sum_over_replicas(tensors)
@@ -198,16 +217,11 @@ class _Split:
         return tree.map_structure(self._cut, outputs)
 
     def _cut(self, output):
-        logits = getattr(output, "_keras_logits", None)
-        self.outputs.append(output if logits is None else logits)
+        self.outputs.append(logits_of(output))
         self.held.append(tf.stop_gradient(self.outputs[-1]))
         for tape in self.tapes:
             tape.watch(self.held[-1])
-        if logits is None:
-            return self.held[-1]
-        output = tf.stop_gradient(output)
-        output._keras_logits = self.held[-1]
-        return output
+        return in_place_of(output, self.held[-1])
 
 
 def step(optimizer, batch, apply):

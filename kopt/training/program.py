@@ -150,7 +150,7 @@ class Program:
             return outputs, tf.add_n([tf.reduce_sum(w * each) / weight, *penalties])
 
         factor = self.optimizer.loss_scale_factor
-        batch = oracle.Batch(self.model, compute, factor, getattr(self.model, "fresh_noise", False))
+        batch = oracle.Batch(self.model, compute, factor, getattr(self.model, "fresh_noise", False), self.loss)
         oracle.step(self.optimizer, batch, self.optimizer.apply)
         return batch.loss
 
