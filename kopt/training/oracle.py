@@ -9,6 +9,7 @@ from keras import tree
 
 from kopt._backend import dense, replicas, sum_over_replicas
 from kopt.optimizers import Optimizer
+from kopt.training import taps
 from kopt.training.losses import in_place_of, logits_of
 from kopt.training.moments import twice_differentiable
 from kopt.training.sampling import sample
@@ -190,6 +191,34 @@ class Oracle:
             tape.watch(self.weights)
             outputs, drawn = sample(self._batch, self.weights, seed, t)
         return _slopes(tape, outputs, self.weights, drawn)
+
+    def taps(self):
+        """Returns the loss, its gradients, and a list with a `kopt.training.taps.Tap` for each use of a layer that has any.
+
+        A tap is what the layer was given, and the gradient of the loss by what it made of it, before its activation.
+        All in one pass forward and one back.
+
+        Raises:
+            ValueError: no layer has taps.
+        """
+        scale = 1.0 if self._batch.scale is None else self._batch.scale
+
+        def ask():
+            loss = self._batch.look(self.weights)
+            return loss, tf.cast(scale, loss.dtype)
+
+        loss, grads, found = taps.look(self._batch, self.weights, ask)
+        if self._batch.scale is not None:
+            grads = [g if g is None else g / tf.cast(scale, g.dtype) for g in grads]
+            found = [tap._replace(slopes=tf.cast(tap.slopes, tf.float32) / tf.cast(scale, tf.float32)) for tap in found]
+        return loss, grads, found
+
+    def sampled_taps(self, seed, t):
+        """Returns random gradients as `sampled_gradients` does, and a list of `Tap`s whose slopes are of the same draw."""
+        _, grads, found = taps.look(
+            self._batch, self.weights, lambda: sample(self._batch, self.weights, seed, t)
+        )
+        return grads, found
 
     def sum(self, tensors):
         """Returns each tensor of a list summed over all replicas; None where it is None."""
