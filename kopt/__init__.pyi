@@ -11,6 +11,7 @@ from .optimizers import ADOPT as ADOPT
 from .optimizers import APOLLO as APOLLO
 from .optimizers import CAME as CAME
 from .optimizers import EMA as EMA
+from .optimizers import KFAC as KFAC
 from .optimizers import LAMB as LAMB
 from .optimizers import LARS as LARS
 from .optimizers import MADGRAD as MADGRAD
@@ -31,6 +32,7 @@ from .optimizers import AdamMini as AdamMini
 from .optimizers import AdamW as AdamW
 from .optimizers import Adan as Adan
 from .optimizers import AdaptiveGradientClipping as AdaptiveGradientClipping
+from .optimizers import AdaptiveKFAC as AdaptiveKFAC
 from .optimizers import AdEMAMix as AdEMAMix
 from .optimizers import AggMo as AggMo
 from .optimizers import AMSGrad as AMSGrad

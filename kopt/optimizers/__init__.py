@@ -2,6 +2,7 @@
 
 from kopt.optimizers.adam import Adam, Adamax, AdamW, AMSGrad, Nadam, NadamW
 from kopt.optimizers.adaptive import MADGRAD, Adadelta, Adagrad, RMSprop
+from kopt.optimizers.adaptive_kfac import AdaptiveKFAC
 from kopt.optimizers.averaging import EMA, SWA, Lookahead, PolynomialAverage
 from kopt.optimizers.base import Optimizer
 from kopt.optimizers.blockwise import SM3, AdamMini
@@ -12,6 +13,7 @@ from kopt.optimizers.factored import CAME, Adafactor
 from kopt.optimizers.ftrl import Ftrl
 from kopt.optimizers.graft import Graft
 from kopt.optimizers.groups import layerwise_decay
+from kopt.optimizers.kfac import KFAC
 from kopt.optimizers.kron import Kron
 from kopt.optimizers.layerwise import LAMB, LARS
 from kopt.optimizers.low_rank import APOLLO, APOLLOMini, GaLore
@@ -38,6 +40,7 @@ __all__ = [
     "CAME",
     "EMA",
     "GSAM",
+    "KFAC",
     "LAMB",
     "LARS",
     "MADGRAD",
@@ -62,6 +65,7 @@ __all__ = [
     "Adamax",
     "Adan",
     "AdaptiveGradientClipping",
+    "AdaptiveKFAC",
     "AggMo",
     "Cautious",
     "DAdaptAdam",

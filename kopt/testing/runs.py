@@ -70,6 +70,7 @@ class Bowl:
     """An oracle that answers for Σ ⟨g, w⟩ + ½ ⟨a, w²⟩, with slopes g, and curvatures a of its own."""
 
     scaled = noisy = False
+    terms = 1
 
     def __init__(self, variables, slopes, share=None, weights=None):
         self.variables, self.slopes, self.share, self.replicas = variables, slopes, share, replicas()
@@ -106,6 +107,14 @@ class Bowl:
         return [a * v for a, v in zip(self.curvatures(), vectors, strict=True)]
 
     gnvp = hvp
+
+    def taps(self):
+        """The loss, its gradients, and no taps: there are no layers."""
+        return *self(), []
+
+    def sampled_taps(self, seed, t):
+        """√a, whose squares are a without any chance, on all replicas together; and no taps."""
+        return [ops.sqrt(a) for a in self.curvatures()], []
 
     def report(self, loss):
         """Nobody asks."""

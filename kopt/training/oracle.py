@@ -125,6 +125,12 @@ class Oracle:
         """Whether the loss is another function at each step, even of the same rows: dropout draws other masks."""
         return self._batch.noisy
 
+    @property
+    def terms(self):
+        """How many values the loss is the mean of: the first output's rows, times their positions if it has any."""
+        output = tree.flatten(self._batch.outputs)[0]
+        return tf.size(output) // (output.shape[-1] if output.shape.rank > 1 else 1)
+
     def report(self, loss):
         """Says what the loss at the batch's first weights is, where it is known without a look."""
         self._batch.loss = loss
@@ -193,7 +199,7 @@ class Oracle:
         return _slopes(tape, outputs, self.weights, drawn)
 
     def taps(self):
-        """Returns the loss, its gradients, and a list with a `kopt.training.taps.Tap` for each use of a layer that has any.
+        """Returns the loss, its gradients, and a list of `kopt.training.taps.Tap`, one for each use of a layer.
 
         A tap is what the layer was given, and the gradient of the loss by what it made of it, before its activation.
         All in one pass forward and one back.
@@ -214,10 +220,8 @@ class Oracle:
         return loss, grads, found
 
     def sampled_taps(self, seed, t):
-        """Returns random gradients as `sampled_gradients` does, and a list of `Tap`s whose slopes are of the same draw."""
-        _, grads, found = taps.look(
-            self._batch, self.weights, lambda: sample(self._batch, self.weights, seed, t)
-        )
+        """Returns random gradients as `sampled_gradients` does, and taps whose slopes are of the same draw."""
+        _, grads, found = taps.look(self._batch, self.weights, lambda: sample(self._batch, self.weights, seed, t))
         return grads, found
 
     def sum(self, tensors):

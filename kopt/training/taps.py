@@ -41,11 +41,8 @@ class Tap(NamedTuple):
         that it sees, in the order of the kernel's axes, or the middle axes of what a dense layer is given.
         """
         layer, x, s = self.layer, ops.cast(self.inputs, dtype), ops.cast(self.slopes, dtype)
-        inputs = math.prod(layer.kernel.shape[:-1])
-        if isinstance(layer, layers.EinsumDense):
-            inputs, outputs = (math.prod(shape) for shape in _sides(layer))
-        else:
-            outputs = layer.kernel.shape[-1]
+        n, shape = _summed_axes(layer), layer.kernel.shape
+        inputs, outputs = math.prod(shape[:n]), math.prod(shape[n:])
         if not isinstance(layer, (layers.Dense, layers.EinsumDense)):
             x = self._patches(x, inputs)
             x, s = (ops.moveaxis(y, 1, -1) if layer.data_format == "channels_first" else y for y in (x, s))
@@ -64,31 +61,30 @@ class Tap(NamedTuple):
 def tapped(model):
     """The layers of a model that have taps.
 
-    A convolution in groups has none, nor has a layer whose kernel is quantized or adapted by LoRA, nor one of a subclass
-    with a `call` of its own.
+    A convolution in groups has none, nor has a layer whose kernel is quantized or adapted by LoRA, nor one of a
+    subclass with a `call` of its own.
     """
     found = []
     for layer in model._flatten_layers():
         theirs = next((cls for cls in TAPPED if isinstance(layer, cls)), None)
         if theirs is None or not layer.built or type(layer).call is not theirs.call:
             continue
-        simple = _sides(layer) if isinstance(layer, layers.EinsumDense) else getattr(layer, "groups", 1) == 1
-        if simple and isinstance(layer.kernel, keras.Variable):
+        plain = isinstance(layer.kernel, keras.Variable) and getattr(layer, "groups", 1) == 1
+        if plain and _summed_axes(layer):
             found.append(layer)
     return found
 
 
-def _sides(layer):
-    """The shapes of the kernel's sides, of inputs and of outputs, where an equation is as ...ab,abcd->...cd; or None."""
+def _summed_axes(layer):
+    """Over how many of the kernel's first axes a layer sums; 0 if its equation is not as ...ab,abcd->...cd."""
+    if not isinstance(layer, layers.EinsumDense):
+        return len(layer.kernel.shape) - 1
     operands, _, result = layer.equation.replace("...", ".").partition("->")
     x, kernel = operands.split(",")
-    summed = [axis for axis in kernel if axis not in result]
-    n = len(summed)
-    inputs, outputs = kernel[:n], kernel[n:]
-    kept = x.removesuffix(inputs)
-    if inputs != "".join(summed) or not n or not kept or kept + inputs != x or kept + outputs != result:
-        return None
-    return layer.kernel.shape[:n], layer.kernel.shape[n:]
+    summed = "".join(axis for axis in kernel if axis not in result)
+    outputs, rows = kernel.removeprefix(summed), x.removesuffix(summed)
+    simple = (rows + summed, summed + outputs, rows + outputs) == (x, kernel, result)
+    return len(summed) if simple and rows else 0
 
 
 @contextlib.contextmanager
@@ -171,15 +167,16 @@ def look(batch, weights, ask):
         known = ", ".join(cls.__name__ for cls in TAPPED)
         own = dict.fromkeys(type(layer).__name__ for layer in batch.model._flatten_layers(include_self=False))
         raise ValueError(
-            f"To have taps, a model must have a trainable layer among {known}, got {', '.join(own) or 'no layers'}. Try "
-            "kopt.SOAP, which preconditions by gradients alone."
+            f"To have taps, a model must have a trainable layer among {known}, got {', '.join(own) or 'no layers'}. "
+            "Try kopt.SOAP, which preconditions by gradients alone."
         )
     with recording(found) as seen, tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(weights)
         targets, factors = ask()
     hidden = {id(layer) for layer, _, z in seen if z is None}
     seen = [(layer, x, z) for layer, x, z in seen if id(layer) not in hidden]
-    grads, slopes = tape.gradient(targets, [weights, [z for _, _, z in seen]], factors)
+    found: Any = tape.gradient(targets, [*weights, *(z for _, _, z in seen)], factors)
+    grads, slopes = found[: len(weights)], found[len(weights) :]
     taps = [
         Tap(layer, numbers[id(layer.kernel)], numbers.get(id(layer.bias)), x, s)
         for (layer, x, _), s in zip(seen, slopes, strict=True)
