@@ -74,6 +74,7 @@ from .optimizers import Shampoo as Shampoo
 from .optimizers import Signum as Signum
 from .optimizers import Slot as Slot
 from .optimizers import StableAdamW as StableAdamW
+from .optimizers import Switch as Switch
 from .optimizers import Wrapper as Wrapper
 from .optimizers import Yogi as Yogi
 from .optimizers import cite as cite
@@ -85,4 +86,5 @@ from .optimizers import ASAM as ASAM
 from .optimizers import GSAM as GSAM
 from .optimizers import SAM as SAM
 from .optimizers import LookSAM as LookSAM
+from .training.minimize import minimize as minimize
 from .training.model import Model as Model

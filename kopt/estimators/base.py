@@ -201,7 +201,7 @@ class KerasEstimator(BaseEstimator):
         network.train(
             X, self._encoded(codes), w,
             epochs=epochs,
-            batch_size=_batch_size(len(w)) if self.batch_size == "auto" else min(self.batch_size, len(w)),
+            batch_size=None if self.batch_size == "auto" else min(self.batch_size, len(w)),
             validation=validation,
             patience=self.n_iter_no_change,
             verbose=bool(self.verbose),
@@ -272,11 +272,6 @@ def _require_tensorflow(owner):
         import keras
     if (backend := keras.backend.backend()) != "tensorflow":
         raise RuntimeError(f"{owner}: KERAS_BACKEND must be 'tensorflow', on which it trains, got {backend!r}.")
-
-
-def _batch_size(n_rows):
-    """A fiftieth of the rows, but 32 to 256 of them: small data get more steps, large data faster ones."""
-    return min(max(n_rows // 50, 32), 256, n_rows)
 
 
 def _optimizer_named(name, owner):

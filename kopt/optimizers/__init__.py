@@ -30,6 +30,7 @@ from kopt.optimizers.shampoo import Shampoo
 from kopt.optimizers.sharpness import ASAM, GSAM, SAM, LookSAM
 from kopt.optimizers.sign import Lion, Rprop, Signum
 from kopt.optimizers.soap import SOAP
+from kopt.optimizers.switch import Switch
 from kopt.optimizers.wrapper import Wrapper
 from kopt.optimizers.wrappers import AdaptiveGradientClipping, Cautious, GradientCentralization
 
@@ -105,6 +106,7 @@ __all__ = [
     "Signum",
     "Slot",
     "StableAdamW",
+    "Switch",
     "Wrapper",
     "Yogi",
     "cite",

@@ -139,7 +139,8 @@ class Minimizer(Optimizer):
                 )
         super().build(variables)
         size = sum(math.prod(variable.shape) for variable in variables)
-        kept = dict(x=Slot((size,), math.nan), value=(), gradient=(size,)) if self.remembers else {}
+        unknown = dict(x=Slot((size,), math.nan), value=Slot((), math.nan), gradient=Slot((size,), math.nan))
+        kept: dict[str, Any] = unknown if self.remembers else {}
         kept |= dict(evaluations=(), products=()) | self.memory(size)
         with outside_the_trace():
             self.__dict__["_memory"] = {name: self._kept_variable(name, slot) for name, slot in kept.items()}
@@ -174,7 +175,9 @@ class Minimizer(Optimizer):
         for name, value in (new | (to._asdict() if self.remembers else {})).items():
             assign(self._memory[name], value)
         assign(self._iterations, dense(self._iterations) + 1)
-        oracle.report(at.value if self.remembers else loss)
+        before = at.value if self.remembers else loss
+        oracle.report(before)
+        return before
 
     def _start(self, f, x, memory):
         """The point to begin with: as the last step left it, where the weights and the loss are still the same."""
@@ -195,6 +198,14 @@ class Minimizer(Optimizer):
         """Lets the next step evaluate the loss anew, since it may be another function now."""
         if self.built and self.remembers:
             self._memory["x"].assign(ops.full_like(self._memory["x"], math.nan))
+
+    def measured(self):
+        """The loss and the largest entry of its gradient, as the last step left them; NaN where it kept none."""
+        if not self.remembers:
+            return math.nan, math.nan
+        slopes = ops.abs(dense(self._memory["gradient"]))
+        largest = ops.where(ops.all(ops.isfinite(slopes)), ops.max(slopes), math.nan)  # XLA's maximum passes NaN over
+        return dense(self._memory["value"]), largest
 
     def _count(self, name):
         return int(ops.convert_to_numpy(self._memory[name])) if self.built else 0

@@ -22,6 +22,9 @@ class Step(State):
             oracle: a `kopt.training.Oracle`, as `kopt.Model` makes one for each batch.
             variables: the weights that the oracle looks at.
             apply: what is given the gradients in the place of `self.apply`: a loss-scale wrapper's, for one.
+
+        Returns:
+            The loss at the weights before the step, where a look has told it; else None.
         """
         if not self.built:
             self.build(variables)
@@ -32,6 +35,7 @@ class Step(State):
                 seen[name] = {i: part for i, part in zip(members, x, strict=True) if part is not None}
         self.__dict__["_seen"] = seen
         (apply or self.apply)(grads, variables)
+        return oracle.value
 
     def _taken(self):
         """The number of steps taken so far."""

@@ -160,14 +160,19 @@ class Wrapper(Optimizer):
         return self.inner._rate_after(steps)
 
 
-def check_part(owner, argument, part):
-    """Raises if something cannot be inside an optimizer."""
+def check_part(owner, argument, part, *, may_step=False):
+    """Raises if something cannot be inside an optimizer; `may_step` says that it is let step by itself there."""
     who = type(owner).__name__
     if not isinstance(part, Optimizer):
         hint = f" Try {part.__name__}()." if isinstance(part, type) and issubclass(part, Optimizer) else ""
         if isinstance(part, keras.optimizers.Optimizer):
             hint = f" Try kopt.{type(part).__name__}."
         raise TypeError(f"{who}: {argument} must be a kopt optimizer, got {part!r}.{hint}")
+    if not may_step and (whole := [node for _, node in part._nodes() if type(node).step is not Optimizer.step]):
+        raise ValueError(
+            f"{who}: {argument} must be an optimizer that has a direction for each weight, got "
+            f"{type(whole[0]).__name__}, which steps on all at once. Try kopt.Switch, which leads one after another."
+        )
     if argument != "inner" and (looking := [node for _, node in part._nodes() if node.looks]):
         raise ValueError(
             f"{who}: {argument} must be an optimizer that takes of each batch its gradient alone, got "

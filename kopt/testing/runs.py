@@ -70,7 +70,7 @@ class Bowl:
     """An oracle that answers for Σ ⟨g, w⟩ + ½ ⟨a, w²⟩, with slopes g, and curvatures a of its own."""
 
     scaled = noisy = False
-    terms = 1
+    terms, value = 1, None
 
     def __init__(self, variables, slopes, share=None, weights=None):
         self.variables, self.slopes, self.share, self.replicas = variables, slopes, share, replicas()

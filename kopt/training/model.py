@@ -9,7 +9,7 @@ from keras import tree
 from kopt._backend import replicas
 from kopt.optimizers import Optimizer
 from kopt.optimizers.minimizer import Minimizer
-from kopt.training.oracle import Batch, step
+from kopt.training.oracle import Batch, computing, step
 
 
 @keras.saving.register_keras_serializable("kopt")
@@ -59,17 +59,16 @@ class Model(keras.Model):
     def train_step(self, data):
         """Takes a step on a batch, and returns the metrics by name."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-
-        def compute(through):
-            outputs = self(x, training=True) if self._call_has_training_arg else self(x)
-            return outputs, self._compute_loss(x, y, through(outputs), sample_weight, training=True)
-
         if not self.built:  # a subclassed model: an oracle has to know its weights
             self(x)
         outer = self.optimizer
         wrapped = isinstance(outer, keras.optimizers.LossScaleOptimizer)
         scaled = wrapped or outer.loss_scale_factor is not None
+<<<<<<< HEAD
         batch = Batch(self, compute, outer.scale_loss(1.0) if scaled else None, self.fresh_noise, self.loss)
+=======
+        batch = Batch(self, computing(self, data), outer.scale_loss(1.0) if scaled else None, self.fresh_noise)
+>>>>>>> main
         step(outer.inner_optimizer if wrapped else outer, batch, outer.apply)
         rows = tf.shape(next(part for part in tree.flatten(x) if part is not None))[0]
         self._loss_tracker.update_state(batch.loss * replicas(), sample_weight=rows)
@@ -85,8 +84,9 @@ def minimizers(optimizer):
 
 def whole_batch(minimizer, x, batch_size):
     """The batch size at which a minimizer gets all rows of `x` at once, unless it asks for less."""
-    if hasattr(first := next(iter(tree.flatten(x)), None), "shape"):
-        rows = first.shape[0]
+    shape = getattr(next(iter(tree.flatten(x)), None), "shape", None)
+    if shape is not None:
+        rows = shape[0]
         if minimizer.stochastic or (batch_size or rows) >= rows:
             return batch_size or rows
         raise ValueError(

@@ -121,13 +121,14 @@ class Network:
             y: targets.
             w: positive weights of the rows.
             epochs: how often to go over the rows, at most.
-            batch_size: rows in a step.
+            batch_size: rows in a step; None for what suits the optimizer: see `Program.batch_size`.
             validation: rows, targets and weights on which the loss is followed.
             patience: epochs without a lower validation loss after which to stop, at the weights that had the lowest.
             verbose: whether to show a progress bar.
 
         Raises:
-            ValueError: the loss is no longer a finite number.
+            ValueError: the loss is no longer a finite number, or the optimizer takes the data set as one batch and
+                `batch_size` is less.
         """
         program, n_rows = self._program(), len(y)
         best, best_state, waited = np.inf, None, 0
@@ -136,6 +137,7 @@ class Network:
         )
         with program.lock, distributed.scope(program.strategy):
             program.load(self._state)
+            batch_size = program.batch_size(X, batch_size)
             program.swap("training")
             train = program.epochs(X, y, w, batch_size)
             for number in range(1, epochs + 1):

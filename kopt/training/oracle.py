@@ -47,7 +47,13 @@ class Batch:
     @property
     def noisy(self):
         """Whether the model draws random numbers."""
-        return any(_is_seed(variable) for variable, _ in self._others)
+        return any(is_seed(variable) for variable, _ in self._others)
+
+    def of(self, compute):
+        """The same for some of the rows; looks at them change nothing."""
+        batch = Batch(self.model, compute, self.scale)
+        batch.outputs = ()
+        return batch
 
     def look(self, weights, through=lambda outputs: outputs):
         """Returns the loss at these weights; `through` may put other tensors in the place of the outputs."""
@@ -72,7 +78,7 @@ class Batch:
         """What the other variables hold in the next look."""
         if not self.fresh_noise or not self._looks:
             return self._others
-        return [(v, x + tf.constant(self._looks, x.dtype) if _is_seed(v) else x) for v, x in self._others]
+        return [(v, x + tf.constant(self._looks, x.dtype) if is_seed(v) else x) for v, x in self._others]
 
     def _keep(self, scope):
         """Assigns what a look has changed besides the weights."""
@@ -83,7 +89,18 @@ class Batch:
                 variable.assign(value)
 
 
-def _is_seed(variable):
+def computing(model, data):
+    """Returns the `compute` of a `Batch`: a model's outputs and loss for (x, y, sample_weight), as Keras has them."""
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+
+    def compute(through):
+        outputs = model(x, training=True) if model._call_has_training_arg else model(x)
+        return outputs, model._compute_loss(x, y, through(outputs), sample_weight, training=True)
+
+    return compute
+
+
+def is_seed(variable):
     """Whether a variable is the state of a random number generator."""
     return variable.path.endswith("seed_generator_state")
 
@@ -100,11 +117,13 @@ class Oracle:
 
     Attributes:
         weights: these tensors.
+        value: the loss at them, once a look at them has told it.
     """
 
     def __init__(self, batch, weights=None):
         self._batch = batch
         self.weights = [dense(v) for v in batch.variables] if weights is None else weights
+        self.value: Any = None
 
     def at(self, weights):
         """Returns the oracle that answers for the same batch at other weights."""
@@ -137,7 +156,8 @@ class Oracle:
 
     def loss(self):
         """Returns the loss: a scalar, as Keras's `compute_loss` gives it, with penalties."""
-        return self._batch.look(self.weights)
+        self.value = self._batch.look(self.weights)
+        return self.value
 
     def gradients(self):
         """Returns the gradient of the loss for each weight."""
@@ -145,10 +165,10 @@ class Oracle:
 
     def __call__(self):
         """Returns the loss and its gradients, in one pass forward and one back."""
-        loss, grads = self._batch.differentiate(self.weights)
+        self.value, grads = self._batch.differentiate(self.weights)
         scale = self._batch.scale
         grads = [g if g is None else dense(g) for g in grads]
-        return loss, [g if g is None or scale is None else g / tf.cast(scale, g.dtype) for g in grads]
+        return self.value, [g if g is None or scale is None else g / tf.cast(scale, g.dtype) for g in grads]
 
     def hvp(self, vectors):
         """Returns the Hessian of the loss times a vector: a tensor for each weight, as `vectors` has them."""

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from kopt.distribute import strategy as distributed
 from kopt.training import losses, oracle
+from kopt.training.model import minimizers, whole_batch
 
 BLOCK = 2**26
 """Training rows of more bytes than this go to the device in blocks."""
@@ -73,6 +74,16 @@ class Program:
     def state(self):
         """Returns the variables as arrays."""
         return [variable.numpy() for variable in self.variables]
+
+    def batch_size(self, X, batch_size):
+        """The rows in a step of a fit that begins: all, where the optimizer takes the data set as one batch.
+
+        Else, where None is asked for, a fiftieth, but 32 to 256: small data get more steps, large data faster ones.
+        """
+        for minimizer in minimizers(self.optimizer):
+            batch_size = whole_batch(minimizer, X, batch_size)
+            minimizer.forget()
+        return batch_size or min(max(X.shape[0] // 50, 32), 256, X.shape[0])
 
     def unused_optimizer(self, inputs):
         """Returns what an optimizer with these inputs keeps before its first step, as arrays."""
