@@ -1,5 +1,7 @@
 """Kronecker factors: matrices a and g, symmetric and positive semidefinite, where a ⊗ g stands for a curvature."""
 
+import math
+
 from keras import ops
 
 from kopt.math.matrices import transpose
@@ -61,6 +63,7 @@ def plus_identity(a, scale):
 
 
 def positive_inverse(a):
-    """a⁻¹ of a symmetric, positive definite matrix: L⁻ᵀ L⁻¹ with a = L Lᵀ"""
-    lower = ops.solve_triangular(ops.cholesky(a), ops.eye(a.shape[-1], dtype=a.dtype), lower=True)
-    return transpose(lower) @ lower
+    """a⁻¹ of a symmetric, positive definite matrix, L⁻ᵀ L⁻¹ with a = L Lᵀ; NaN where an entry is not finite"""
+    identity, finite = ops.eye(a.shape[-1], dtype=a.dtype), ops.all(ops.isfinite(a))
+    lower = ops.solve_triangular(ops.cholesky(ops.where(finite, a, identity)), identity, lower=True)
+    return ops.where(finite, transpose(lower) @ lower, math.nan)

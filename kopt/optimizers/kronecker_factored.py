@@ -73,9 +73,9 @@ class KroneckerFactored(Optimizer):
 
     def look(self, oracle):
         h, memory = self.current(), tree.map_structure(dense, self._memory)
-        loss, grads, taps = oracle.taps() if self.fisher == "empirical" else (*oracle(), None)
-        g = [x if x is None else ops.cast(x, self._wide) for x in oracle.sum(grads)]
-        new = memory | self.estimate(oracle, grads, taps, memory, h)
+        loss, g, taps = oracle.taps() if self.fisher == "empirical" else (*oracle(), None)
+        g = [x if x is None else ops.cast(x, self._wide) for x in oracle.sum(g)]
+        new = memory | self.estimate(oracle, g, taps, memory, h)
         u, mu, more = self.combine(oracle, loss, g, self.precondition(g, new, h), new, h)
         self._remember(oracle, new | more, memory, g)
         pairs = zip(u, oracle.weights, strict=True)  # of which the base adds up what replicas return
@@ -94,15 +94,22 @@ class KroneckerFactored(Optimizer):
 
     # ---- the curvature ---------------------------------------------------------------------------------------------
 
-    def estimate(self, oracle, grads, taps, memory, h):
-        """The factors and their inverses, each renewed where it is time: what changes in memory."""
+    def estimate(self, oracle, g, taps, memory, h):
+        """The factors and their inverses, each renewed where it is time: what changes in memory.
+
+        The gradient g and its taps, or None, are those of the given labels.
+        """
         t, measured = self._taken(), ("inputs", "outputs", "squares", "updates")
 
         def now(every):
             return ops.logical_or(t < self.burn_in, t % every == 0)
 
         def measure():
-            found = self._statistics(oracle, *(oracle.sampled_taps(self.seed, t) if taps is None else (grads, taps)))
+            if taps is None:
+                found = self.statistics(*oracle.sampled_taps(self.seed, t), oracle.replicas, oracle.replicas)
+            else:
+                terms = ops.cast(oracle.replicas * oracle.terms, self._wide)
+                found = self.statistics(g, taps, terms, oracle.replicas * terms)
             k = memory["updates"] + 1
             beta = ops.minimum(h.beta_2, 1 - 1 / k)
             new = {n: [ema(x, y, beta) for x, y in zip(memory[n], found[n], strict=True)] for n in found}
@@ -120,24 +127,26 @@ class KroneckerFactored(Optimizer):
         kept = {f"inverse_{side}": memory[f"inverse_{side}"] for side in SIDES}
         return new | ops.cond(now(self.inverse_every), invert, lambda: kept)
 
-    def _statistics(self, oracle, grads, taps):
-        """A and G of each block and D of the other weights, whose means over all replicas are those of the batch."""
-        scale = oracle.replicas * (1 if self.fisher == "sampled" else oracle.replicas * oracle.terms)
-        grads = [g if g is None else ops.cast(g, self._wide) for g in grads]
-        scale, factors = ops.cast(scale, self._wide), []
+    def statistics(self, grads, taps, scale, tap_scale):
+        """A and G of each block and D of the other weights: their means over the replicas are those of the batch.
+
+        Squares of gradients are multiplied by `scale`, those of the taps' slopes by `tap_scale`.
+        """
+        grads, factors = [g if g is None else ops.cast(g, self._wide) for g in grads], []
         for block in self._blocks:
             rows = [tap.rows(self._wide) for tap in taps if (tap.kernel, tap.bias) == (block.kernel, block.bias)]
             rows = [SHARING[self.sharing](x, s) for x, s in rows if s.shape[-1] == block.outputs]
             whole = block.join(grads)
             if rows:
                 x, s = (ops.concatenate(side) for side in zip(*rows, strict=True))
-                a, g = mean_gram_of_rows(x if block.bias is None else with_one(x)), gram_of_rows(s)
+                a, g = mean_gram_of_rows(x if block.bias is None else with_one(x)), tap_scale * gram_of_rows(s)
             elif whole is None:  # no part in the loss
                 a, g = (ops.zeros((n, n), self._wide) for n in (block.inputs, block.outputs))
             else:
                 self._warn(block)
                 a, g = factors_of(whole)
-            factors.append((a, scale * g))
+                a = scale * a
+            factors.append((a, g))
         zeros = [ops.zeros_like(variable) for variable in self._memory["squares"]]
         squares = [(grads[n], zero) for n, zero in zip(self._others, zeros, strict=True)]
         squares = [zero if x is None else scale * x * x for x, zero in squares]

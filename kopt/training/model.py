@@ -64,11 +64,8 @@ class Model(keras.Model):
         outer = self.optimizer
         wrapped = isinstance(outer, keras.optimizers.LossScaleOptimizer)
         scaled = wrapped or outer.loss_scale_factor is not None
-<<<<<<< HEAD
-        batch = Batch(self, compute, outer.scale_loss(1.0) if scaled else None, self.fresh_noise, self.loss)
-=======
-        batch = Batch(self, computing(self, data), outer.scale_loss(1.0) if scaled else None, self.fresh_noise)
->>>>>>> main
+        scale = outer.scale_loss(1.0) if scaled else None
+        batch = Batch(self, computing(self, data), scale, self.fresh_noise, self.loss)
         step(outer.inner_optimizer if wrapped else outer, batch, outer.apply)
         rows = tf.shape(next(part for part in tree.flatten(x) if part is not None))[0]
         self._loss_tracker.update_state(batch.loss * replicas(), sample_weight=rows)

@@ -27,7 +27,7 @@ class Batch:
             outputs, and from whose result it computes the loss.
         scale: what the loss is multiplied by while it is differentiated, against underflow; None for 1.
         fresh_noise: whether each look draws noise of its own.
-        losses: what `compute` has of losses, as `compile` takes them.
+        losses: what `compute` has of losses, as `compile` takes them; the model's own where None.
 
     Attributes:
         variables: the trainable ones.
@@ -37,7 +37,7 @@ class Batch:
 
     def __init__(self, model, compute, scale=None, fresh_noise=False, losses=None):
         self.model, self.compute, self.scale, self.fresh_noise = model, compute, scale, fresh_noise
-        self.losses = losses
+        self.losses = getattr(model, "loss", None) if losses is None else losses
         self.variables = model.trainable_variables
         self.loss: Any = None
         self.outputs: Any = None
@@ -51,7 +51,7 @@ class Batch:
 
     def of(self, compute):
         """The same for some of the rows; looks at them change nothing."""
-        batch = Batch(self.model, compute, self.scale)
+        batch = Batch(self.model, compute, self.scale, losses=self.losses)
         batch.outputs = ()
         return batch
 
@@ -233,11 +233,11 @@ class Oracle:
             loss = self._batch.look(self.weights)
             return loss, tf.cast(scale, loss.dtype)
 
-        loss, grads, found = taps.look(self._batch, self.weights, ask)
+        self.value, grads, found = taps.look(self._batch, self.weights, ask)
         if self._batch.scale is not None:
             grads = [g if g is None else g / tf.cast(scale, g.dtype) for g in grads]
             found = [tap._replace(slopes=tf.cast(tap.slopes, tf.float32) / tf.cast(scale, tf.float32)) for tap in found]
-        return loss, grads, found
+        return self.value, grads, found
 
     def sampled_taps(self, seed, t):
         """Returns random gradients as `sampled_gradients` does, and taps whose slopes are of the same draw."""

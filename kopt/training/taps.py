@@ -167,7 +167,7 @@ def look(batch, weights, ask):
         known = ", ".join(cls.__name__ for cls in TAPPED)
         own = dict.fromkeys(type(layer).__name__ for layer in batch.model._flatten_layers(include_self=False))
         raise ValueError(
-            f"To have taps, a model must have a trainable layer among {known}, got {', '.join(own) or 'no layers'}. "
+            f"K-FAC: a model must have a trainable layer among {known}, got {', '.join(own) or 'none'}. "
             "Try kopt.SOAP, which preconditions by gradients alone."
         )
     with recording(found) as seen, tf.GradientTape(watch_accessed_variables=False) as tape:

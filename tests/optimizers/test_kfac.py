@@ -1,11 +1,18 @@
 """K-FAC's factors are the exact curvature where they can be, and its steps are those of dense matrices in NumPy."""
 
+import inspect
+import itertools
+import warnings
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import kopt
+from kopt.math import kronecker
+from kopt.optimizers.blocks import blocks
+from kopt.testing import backends
 from kopt.training import taps
 from kopt.training.oracle import Batch, Oracle
 
@@ -76,7 +83,7 @@ class Curvature:
                 return outputs, [tf.ones_like(outputs[0]) * one * np.sqrt(2 / outputs[0].numpy().size)]
 
             _, grads, seen = taps.look(self.oracle._batch, self.oracle.weights, ask)
-            found.append(self.optimizer._statistics(self.oracle, grads, seen))
+            found.append(self.optimizer.statistics(grads, seen, 1.0, 1.0))
         return [(found[0]["inputs"][i], sum(one["outputs"][i] for one in found)) for i in range(self.blocks())]
 
     def blocks(self):
@@ -117,7 +124,7 @@ def test_drawn_factors_are_the_curvature_on_average(exact):
 
     @tf.function(autograph=False)
     def draw(t):
-        return made.optimizer._statistics(made.oracle, *made.oracle.sampled_taps(0, t))["outputs"]
+        return made.optimizer.statistics(*made.oracle.sampled_taps(0, t), 1.0, 1.0)["outputs"]
 
     draws = [draw(tf.constant(t)) for t in range(2000)]
     for drawn, g in zip(zip(*draws, strict=True), expected, strict=True):
@@ -247,3 +254,214 @@ def test_steps_are_those_of_dense_matrices(exact, optimizer):
     else:
         assert (min(reference.ratios) < 0.25) == (optimizer.learning_rate > 1)
         assert max(reference.ratios) > 0.75
+
+
+# ---- what else a step depends on -------------------------------------------------------------------------------------
+
+
+def convolutional():
+    """A convolution that sees several positions, batch normalization, and a dense layer that is used twice."""
+    inputs = keras.Input((4, 4, 2))
+    x = layers.Flatten()(layers.Conv2D(2, 2, strides=2, activation="tanh")(inputs))
+    x = layers.BatchNormalization()(x)
+    twice = layers.Dense(8, "tanh")
+    return inputs, layers.Dense(3, "softmax")(twice(twice(x)))
+
+
+def trained(optimizer, network=convolutional, loss="sparse_categorical_crossentropy", steps=4, rows=8, **how):
+    """The weights after these steps on one batch."""
+    keras.utils.set_random_seed(0)
+    inputs, outputs = network()
+    model = kopt.Model(inputs, outputs)
+    model.compile(optimizer, loss, **{"jit_compile": False} | how)
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((rows, *inputs.shape[1:])), rng.integers(0, 3, rows)
+    model.fit(np.tile(x, (steps, *[1] * (x.ndim - 1))), np.tile(y, steps), batch_size=rows, shuffle=False, verbose=0)
+    return model
+
+
+def weights(*arguments, **how):
+    return np.concatenate([w.ravel() for w in trained(*arguments, **how).get_weights()])
+
+
+CHANGES = {
+    "fisher": "empirical",
+    "sharing": "reduce",
+    "factors_every": 3,
+    "inverse_every": 1,
+    "burn_in": 4,
+    "seed": 1,
+    "learning_rate": 0.05,
+    "damping": 0.05,
+    "beta_2": 0.5,
+    "weight_decay": 0.1,
+}
+SMALL = dict(factors_every=2, inverse_every=2, burn_in=1, damping=0.02)
+KINDS = {
+    kopt.KFAC: CHANGES | {"momentum": 0.5, "kl_clip": 0.01},
+    kopt.AdaptiveKFAC: CHANGES | {"adapt_every": 1},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda cls: cls.__name__)
+def test_every_hyperparameter_changes_the_path(kind):
+    more = {"kl_clip": 0.1} if kind is kopt.KFAC else {"adapt_every": 3}
+    base = SMALL | more | {"learning_rate": 0.5, "factors_every": 1}
+    assert KINDS[kind].keys() | {"no_decay"} >= set(inspect.signature(kind).parameters) - {"common"}
+    plain = weights(kind(**base), run_eagerly=True)
+    for name, value in KINDS[kind].items():
+        assert np.abs(weights(kind(**base | {name: value}), run_eagerly=True) - plain).max() > 1e-5, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "dtype"), [(kopt.KFAC, "float32"), (kopt.AdaptiveKFAC, "float64")])
+def test_eager_graph_and_xla_agree(kind, dtype):
+    keras.config.set_floatx(dtype)
+    keras.config.set_dtype_policy(dtype)
+    try:
+        graph, eager, xla = (
+            weights(kind(**SMALL), **how) for how in ({}, {"run_eagerly": True}, {"jit_compile": True})
+        )
+    finally:
+        keras.config.set_floatx("float32")
+        keras.config.set_dtype_policy("float32")
+    tolerance = 1e-9 if dtype == "float64" else 2e-4
+    np.testing.assert_allclose(graph, eager, atol=tolerance)
+    np.testing.assert_allclose(graph, xla, atol=tolerance)
+
+
+@pytest.mark.slow
+def test_two_replicas_are_one_device(exact):
+    def fitted(strategy):
+        with strategy.scope():
+            return weights(kopt.KFAC(fisher="empirical", kl_clip=0.01, **SMALL), dense, rows=8)
+
+    def dense():
+        inputs = keras.Input((3,))
+        x = layers.LayerNormalization()(layers.Dense(4, "tanh")(inputs))
+        return inputs, layers.Dense(3, "softmax")(x)
+
+    one, two = fitted(tf.distribute.get_strategy()), fitted(backends.mirrored(backends.two_devices()))
+    np.testing.assert_allclose(one, two, atol=1e-9)
+
+
+def test_a_step_without_finite_gradients_leaves_no_traces():
+    optimizer = kopt.KFAC(skip_nonfinite=True, **SMALL)
+    model = trained(optimizer)
+    before = [v.numpy() for v in (*model.trainable_variables, *optimizer.variables) if "skipped" not in v.path]
+    x = np.full((8, 4, 4, 2), np.nan)
+    model.fit(x, np.zeros(8), batch_size=8, verbose=0)
+    after = [v.numpy() for v in (*model.trainable_variables, *optimizer.variables) if "skipped" not in v.path]
+    assert optimizer.skipped_steps == 1
+    changed = [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if not np.array_equal(a, b)]
+    assert [np.shape(before[i]) for i in changed] in ([], [()])  # the count of batches
+
+
+# ---- layers without taps ---------------------------------------------------------------------------------------------
+
+
+def test_blocks_are_told_from_paths_and_shapes():
+    inputs = keras.Input((6, 4), dtype="int32")
+    x = layers.Embedding(5, 4, name="words")(layers.Flatten()(inputs))
+    x = layers.LayerNormalization(name="norm")(layers.MultiHeadAttention(2, 3, name="mha")(x, x))
+    x = layers.GRU(3, return_sequences=True, name="gru")(x)
+    x = layers.Flatten()(layers.Conv1D(2, 5, use_bias=False, name="conv")(x))
+    inner = keras.Sequential([keras.Input((40,)), layers.Dense(2, name="head")], name="inner")
+    model = keras.Model(inputs, layers.Dense(2, name="head")(inner(x)))
+    paths, shapes = zip(*((v.path, tuple(v.shape)) for v in model.trainable_variables), strict=True)
+    found = blocks(paths, shapes)
+    sizes = {block.path: (block.inputs, block.outputs, block.bias is not None) for block in found}
+    assert {path.partition("/")[2]: size for path, size in sizes.items() if "head" not in path} == {
+        "query/kernel": (5, 6, True),
+        "key/kernel": (5, 6, True),
+        "value/kernel": (5, 6, True),
+        "attention_output/kernel": (7, 4, True),
+        "gru_cell/kernel": (4, 9, False),
+        "gru_cell/recurrent_kernel": (3, 9, False),
+        "kernel": (15, 2, False),
+    }
+    heads = [block for block in found if "head" in block.path]
+    assert [(b.inputs, b.outputs, paths[b.bias], b.bias - b.kernel) for b in heads] == [
+        (41, 2, heads[0].path.replace("kernel", "bias"), 1),
+        (3, 2, heads[1].path.replace("kernel", "bias"), 1),
+    ]
+
+
+def recurrent():
+    inputs = keras.Input((4, 3))
+    return inputs, layers.Dense(3, "softmax")(layers.LayerNormalization(name="norm")(layers.GRU(5, name="gru")(inputs)))
+
+
+@pytest.mark.slow
+def test_kernels_without_taps_have_factors_of_their_gradient_and_are_named():
+    optimizer = kopt.AdaptiveKFAC(damping=0.01)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        model = trained(optimizer, recurrent, steps=12)
+    told = [str(warning.message) for warning in caught if "taps" in str(warning.message)]
+    told = sorted(text.partition(" has no taps")[0] for text in told)
+    assert told == ["AdaptiveKFAC: gru/gru_cell/kernel", "AdaptiveKFAC: gru/gru_cell/recurrent_kernel"]
+    assert optimizer.diagonal == ("gru/gru_cell/bias", "norm/gamma", "norm/beta")
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((8, 4, 3)), rng.integers(0, 3, 8)
+    model.compile(loss="sparse_categorical_crossentropy")
+    assert model.evaluate(x, y, verbose=0) < 0.2  # from 1.2
+
+
+def test_factors_of_a_gradient_have_the_trace_of_its_square():
+    x = np.random.default_rng(0).standard_normal((3, 2))
+    a, g = kronecker.factors_of(tf.constant(x))
+    np.testing.assert_allclose(np.trace(np.kron(a, g)), np.sum(x * x))
+    one = np.outer(x[:, 0], x[0])
+    np.testing.assert_allclose(np.kron(*kronecker.factors_of(tf.constant(one))), np.outer(one.ravel(), one.ravel()))
+
+
+def test_other_weights_have_the_diagonal_of_the_curvature(exact):
+    """A scale after the only kernel, frozen: its curvature is a number for each entry."""
+
+    def scaled():
+        inputs = keras.Input((3,))
+        frozen = layers.Dense(2, trainable=False)
+        return inputs, layers.Dense(2)(layers.Rescaling(1.0)(layers.LayerNormalization(name="norm")(frozen(inputs))))
+
+    made = Curvature(scaled, kopt.KFAC())
+    assert made.optimizer.diagonal == ("norm/gamma", "norm/beta")
+
+    @tf.function(autograph=False)
+    def draw(t):
+        return made.optimizer.statistics(*made.oracle.sampled_taps(0, t), 1.0, 1.0)["squares"]
+
+    drawn = np.mean([draw(tf.constant(t)) for t in range(2000)], axis=0)
+    with tf.GradientTape() as tape:
+        outputs = made.model(made.x)
+    jacobians = tape.jacobian(outputs, [v.value for v in made.model.trainable_variables[:2]])
+    expected = [2 / outputs.numpy().size * np.sum(np.square(j), (0, 1)) for j in jacobians]
+    np.testing.assert_allclose(drawn, expected, rtol=0.15)
+
+
+# ---- what it cannot work with ----------------------------------------------------------------------------------------
+
+
+def test_what_it_cannot_work_with_it_names():
+    def only_recurrent():
+        inputs = keras.Input((4, 3))
+        return inputs, layers.GRU(3, activation="softmax")(inputs)
+
+    def linear():
+        inputs = keras.Input((4,))
+        return inputs, layers.Dense(1)(inputs)
+
+    with pytest.raises(ValueError, match=r"K-FAC: a model must have a trainable layer .*, got InputLayer, GRU"):
+        trained(kopt.KFAC(), only_recurrent)
+    with pytest.raises(ValueError, match=r"the loss must be a crossentropy .* got 'huber'"):
+        trained(kopt.KFAC(), linear, loss="huber")
+    assert np.isfinite(weights(kopt.KFAC(fisher="empirical"), linear, loss="huber")).all()
+    plain = keras.Sequential([keras.Input((2,)), layers.Dense(1)])
+    plain.compile(kopt.KFAC(), "mse")
+    with pytest.raises(ValueError, match=r"KFAC asks more of each batch than its gradient, and keras\.Model"):
+        plain.fit(np.ones((4, 2)), np.ones((4, 1)), verbose=0)
+    for kind, name, value in itertools.product(KINDS, ("damping", "factors_every", "sharing"), (0, "a word")):
+        with pytest.raises((TypeError, ValueError), match=f"{kind.__name__}: {name} must be"):
+            kind(**{name: value})
+    with pytest.raises(ValueError, match="KFAC: gradient_accumulation_steps must be None"):
+        trained(kopt.KFAC(gradient_accumulation_steps=2))

@@ -170,7 +170,10 @@ def test_threads_record_their_own():
 def test_a_model_without_taps_says_which_layers_have_some():
     inputs = keras.Input((3, 2))
     model = kopt.Model(inputs, layers.GRU(3, activation="softmax")(inputs))
-    with pytest.raises(ValueError, match=r"a trainable layer among Dense, .* got InputLayer, GRU.* Try kopt\.SOAP"):
+    with pytest.raises(
+        ValueError,
+        match=r"K-FAC: a model must have a trainable layer among Dense, .* got InputLayer, GRU\. Try kopt\.SOAP",
+    ):
         oracle((model, (3, 2))).taps()
 
 
