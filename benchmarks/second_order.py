@@ -182,7 +182,7 @@ class Autoencoder:
         """Nats for each picture above the least that there are."""
         return self.problem.score(np, dict(zip(self.problem.weights, self.model.get_weights(), strict=True)))
 
-    def race(self, limit=1000):
+    def race(self, limit=800):
         """Steps and seconds to the target; infinitely many where it is not reached."""
         seconds = 0.0
         for number in range(1, limit + 1):

@@ -52,8 +52,9 @@ for name, optimizer in optimizers.items():
     drawn.append(1 / (1 + np.exp(-model.predict(rows[:10], verbose=0))))
 curves.set(title="Loss above the least", xlabel="step", ylabel="nats a picture")
 curves.legend()
-grid = np.concatenate([np.concatenate(line.reshape(10, 8, 8), axis=1) for line in drawn])
+lines = [np.pad(line.reshape(10, 8, 8), ((0, 0), (1, 1), (1, 1))) for line in drawn]
+grid = np.concatenate([np.concatenate(line, axis=1) for line in lines])
 pictures.imshow(grid, cmap="gray_r")
 pictures.set(title="Digits, and what each makes of them", xticks=[])
-pictures.set_yticks(4 + 8 * np.arange(len(drawn)), ["given", *optimizers])
+pictures.set_yticks(5 + 10 * np.arange(len(drawn)), ["given", *optimizers])
 figure.savefig("autoencoder_kfac.png", dpi=120)
