@@ -2,6 +2,7 @@
 
 from kopt.optimizers.adam import Adam, Adamax, AdamW, AMSGrad, Nadam, NadamW
 from kopt.optimizers.adaptive import MADGRAD, Adadelta, Adagrad, RMSprop
+from kopt.optimizers.adaptive_kfac import AdaptiveKFAC
 from kopt.optimizers.armijo import LineSearch
 from kopt.optimizers.averaging import EMA, SWA, Lookahead, PolynomialAverage
 from kopt.optimizers.base import Optimizer
@@ -15,8 +16,9 @@ from kopt.optimizers.factored import CAME, Adafactor
 from kopt.optimizers.ftrl import Ftrl
 from kopt.optimizers.graft import Graft
 from kopt.optimizers.groups import layerwise_decay
-from kopt.optimizers.hessian_free import HessianFree
 from kopt.optimizers.hessian import AdaHessian, SophiaG, SophiaH
+from kopt.optimizers.hessian_free import HessianFree
+from kopt.optimizers.kfac import KFAC
 from kopt.optimizers.kron import Kron
 from kopt.optimizers.layerwise import LAMB, LARS
 from kopt.optimizers.least_squares import GaussNewton, LevenbergMarquardt
@@ -25,9 +27,8 @@ from kopt.optimizers.mars import MARS, ExactMARS
 from kopt.optimizers.mechanic import Mechanic
 from kopt.optimizers.muon import Muon
 from kopt.optimizers.newton import Newton, NewtonCG, TrustRegion
-from kopt.optimizers.numerators import ADOPT, MARS, Adan, AdEMAMix, LaProp, QHAdam
-from kopt.optimizers.nystrom import NysNewtonCG
 from kopt.optimizers.numerators import ADOPT, Adan, AdEMAMix, LaProp, QHAdam
+from kopt.optimizers.nystrom import NysNewtonCG
 from kopt.optimizers.packs import Slot
 from kopt.optimizers.parameter_free import DAdaptAdam, DAdaptSGD, Prodigy
 from kopt.optimizers.polyak import SPS, MoMo, MoMoAdam
@@ -52,6 +53,7 @@ __all__ = [
     "CAME",
     "EMA",
     "GSAM",
+    "KFAC",
     "LAMB",
     "LARS",
     "LBFGS",
@@ -62,8 +64,8 @@ __all__ = [
     "SGD",
     "SM3",
     "SOAP",
-    "SSBFGS",
     "SPS",
+    "SSBFGS",
     "SWA",
     "AMSGrad",
     "APOLLOMini",
@@ -80,6 +82,7 @@ __all__ = [
     "Adamax",
     "Adan",
     "AdaptiveGradientClipping",
+    "AdaptiveKFAC",
     "AggMo",
     "Cautious",
     "DAdaptAdam",

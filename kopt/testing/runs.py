@@ -71,7 +71,7 @@ class Bowl:
     """An oracle that answers for Σ ⟨g, w⟩ + ½ ⟨a, w²⟩, with slopes g, and curvatures a that change with the steps."""
 
     scaled = noisy = False
-    value = None
+    terms, value = 1, None
 
     def __init__(self, variables, slopes, share=None, steps=0, weights=None):
         self.variables, self.slopes, self.steps, self.replicas = variables, slopes, steps, replicas()
@@ -121,6 +121,15 @@ class Bowl:
     def sampled_gradients(self, seed, t):
         """√a, whose squares are a without any chance."""
         return [ops.cast(self.share * ops.sqrt(a), v.dtype) for a, v in zip(self._whole(), self.variables, strict=True)]
+
+    def taps(self):
+        """The loss, its gradients, and no taps: there are no layers."""
+        return *self(), []
+
+    def sampled_taps(self, seed, t):
+        """Tensors whose squares are a, on all replicas together, now a bit more and then a bit less; and no taps."""
+        curvatures = self.curvatures()
+        return [ops.sqrt(a * (1 + ops.sin(ops.cast(t, a.dtype)) / 2)) for a in curvatures], []
 
     def report(self, loss):
         """Nobody asks."""

@@ -9,6 +9,7 @@ from keras import tree
 
 from kopt._backend import dense, replicas, sum_over_replicas
 from kopt.optimizers import Optimizer
+from kopt.training import taps
 from kopt.training.losses import in_place_of, logits_of
 from kopt.training.moments import twice_differentiable
 from kopt.training.residuals import Residuals
@@ -147,6 +148,12 @@ class Oracle:
         """Whether the loss is another function at each step, even of the same rows: dropout draws other masks."""
         return self._batch.noisy
 
+    @property
+    def terms(self):
+        """How many values the loss is the mean of: the first output's rows, times their positions if it has any."""
+        output = tree.flatten(self._batch.outputs)[0]
+        return tf.size(output) // (output.shape[-1] if output.shape.rank > 1 else 1)
+
     def report(self, loss):
         """Says what the loss at the batch's first weights is, where it is known without a look."""
         self._batch.loss = loss
@@ -248,6 +255,32 @@ class Oracle:
             tape.watch(self.weights)
             outputs, drawn = sample(self._batch, self.weights, seed, t)
         return _slopes(tape, outputs, self.weights, drawn)
+
+    def taps(self):
+        """Returns the loss, its gradients, and a list of `kopt.training.taps.Tap`, one for each use of a layer.
+
+        A tap is what the layer was given, and the gradient of the loss by what it made of it, before its activation.
+        All in one pass forward and one back.
+
+        Raises:
+            ValueError: no layer has taps.
+        """
+        scale = 1.0 if self._batch.scale is None else self._batch.scale
+
+        def ask():
+            loss = self._batch.look(self.weights)
+            return loss, tf.cast(scale, loss.dtype)
+
+        self.value, grads, found = taps.look(self._batch, self.weights, ask)
+        if self._batch.scale is not None:
+            grads = [g if g is None else g / tf.cast(scale, g.dtype) for g in grads]
+            found = [tap._replace(slopes=tf.cast(tap.slopes, tf.float32) / tf.cast(scale, tf.float32)) for tap in found]
+        return self.value, grads, found
+
+    def sampled_taps(self, seed, t):
+        """Returns random gradients as `sampled_gradients` does, and taps whose slopes are of the same draw."""
+        _, grads, found = taps.look(self._batch, self.weights, lambda: sample(self._batch, self.weights, seed, t))
+        return grads, found
 
     def sum(self, tensors):
         """Returns each tensor of a list summed over all replicas; None where it is None."""

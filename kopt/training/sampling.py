@@ -105,7 +105,7 @@ def _distribution(loss, output):
         raise ValueError(
             "To draw labels from a model, the loss must be a crossentropy of logits, or of the outputs of a softmax or "
             f"sigmoid, or the mean squared error, got {getattr(function, '__name__', function)!r}. Try a method that "
-            "draws none, such as kopt.SophiaH."
+            "draws none, such as kopt.SophiaH or kopt.KFAC(fisher='empirical')."
         )
     return kind
 

@@ -46,6 +46,8 @@ CASES = {
     "Lion": kopt.Lion(0.01),
     "Signum": kopt.Signum(0.01),
     "Rprop": kopt.Rprop(0.01, min_step=0.5, max_step=1.5),
+    "KFAC": kopt.KFAC(0.05, damping=0.1, kl_clip=0.02, weight_decay=0.02),
+    "AdaptiveKFAC": kopt.AdaptiveKFAC(0.5, damping=0.1),
     "LAMB": kopt.LAMB(0.05),
     "LAMB clipped": kopt.LAMB(0.05, clip_ratio=True, no_adaptation="vector|bias"),
     "LARS": kopt.LARS(0.5, trust_coefficient=0.05),
