@@ -44,7 +44,7 @@ def example():
 
 FINISHES = {  # the method, its iterations, and the relative error that it is to reach
     "AdamW": (lambda: kopt.AdamW(5e-3, weight_decay=0.0), 2000, None),
-    "LBFGS": (lambda: kopt.LBFGS(), 1400, 1e-3),
+    "LBFGS": (lambda: kopt.LBFGS(pairs=100), 1400, 1e-3),
     "BFGS": (lambda: kopt.BFGS(), 1000, 4.5e-4),
     "SSBFGS": (lambda: kopt.SSBFGS(), 1000, None),
     "SSBroyden": (lambda: kopt.SSBroyden(), 1000, None),

@@ -33,7 +33,7 @@ class Burgers(keras.Model):
         return self.network(points)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """The mean square of the equation's residual, plus that of the error at the border, where y has targets."""
+        """The mean square of the equation's residual, plus ten times that of the error at the border."""
         t, place = x[:, :1], x[:, 1:]
         with tf.GradientTape() as second:
             second.watch(place)
@@ -43,22 +43,23 @@ class Burgers(keras.Model):
             u_t, u_x = first.gradient(u, t), first.gradient(u, place)
         u_xx = second.gradient(u_x, place)
         target, at_border = y[:, :1], y[:, 1:]
-        residual = (1 - at_border) * (u_t + u * u_x - self.viscosity * u_xx)
-        error = at_border * (u - target)
-        inside = tf.reduce_sum(1 - at_border)
-        border = tf.reduce_sum(at_border)
-        return tf.reduce_sum(residual**2) / inside + tf.reduce_sum(error**2) / border
+        within = 1 - at_border
+        residual, error = u_t + u * u_x - self.viscosity * u_xx, u - target
+        misfit = tf.reduce_sum(within * residual**2) / tf.reduce_sum(within)
+        return misfit + 10 * tf.reduce_sum(at_border * error**2) / tf.reduce_sum(at_border)
 
 
-def points(inside=500, border=100, seed=0):
-    """Points (t, x), and for each its target and whether it has one."""
+def points(seed=0, side=20, border=100):
+    """Points (t, x), and for each its target and whether it has one: at the border, and one in each cell within."""
     rng = np.random.default_rng(seed)
-    start = np.stack([np.zeros(border // 2), np.linspace(-1, 1, border // 2)], 1)
-    sides = np.stack([rng.uniform(0, 1, border - len(start)), rng.choice([-1.0, 1.0], border - len(start))], 1)
-    within = np.stack([rng.uniform(0, 1, inside), rng.uniform(-1, 1, inside)], 1)
-    at_border = np.concatenate([start, sides])
-    targets = np.where(at_border[:, :1] == 0, -np.sin(np.pi * at_border[:, 1:]), 0.0)
-    y = np.concatenate([np.stack([targets[:, 0], np.ones(len(targets))], 1), np.zeros((inside, 2))])
+    start = np.stack([np.zeros(border), np.linspace(-1, 1, border)], 1)
+    times = np.linspace(0, 1, border // 2)
+    sides = [np.stack([times, np.full(border // 2, x)], 1) for x in (-1.0, 1.0)]
+    cells = np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2)
+    within = (cells + rng.uniform(size=cells.shape)) / side * [1, 2] - [0, 1]
+    at_border = np.concatenate([start, *sides])
+    targets = np.where(at_border[:, 0] == 0, -np.sin(np.pi * at_border[:, 1]), 0.0)
+    y = np.concatenate([np.stack([targets, np.ones(len(targets))], 1), np.zeros((len(within), 2))])
     return np.concatenate([at_border, within]), y
 
 
@@ -83,17 +84,24 @@ def solve(method, *, viscosity=0.1 / np.pi, adam=500, iterations=1000, seed=0, v
     return model, result, (found, truth), np.linalg.norm(found - truth) / np.linalg.norm(truth)
 
 
+METHODS = {
+    "LBFGS": lambda: kopt.LBFGS(pairs=100),  # the more pairs, the closer to BFGS
+    "BFGS": lambda: kopt.BFGS(),
+    "SSBroyden": lambda: kopt.SSBroyden(),
+}
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--adam", type=int, default=100)
     parser.add_argument("--iterations", type=int, default=100)
-    parser.add_argument("--method", default="LBFGS")
+    parser.add_argument("--method", default="LBFGS", choices=METHODS)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     keras.config.set_floatx("float64")
     try:
         start = time.perf_counter()
-        method = getattr(kopt, arguments.method)()
+        method = METHODS[arguments.method]()
         _, result, (found, truth), error = solve(
             method, adam=arguments.adam, iterations=arguments.iterations, seed=arguments.seed, verbose=1
         )
