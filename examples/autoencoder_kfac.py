@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 import kopt
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--steps", type=int, default=60)
+parser.add_argument("--steps", type=int, default=40)
 parser.add_argument("--damping", type=float, default=1e-3)
 parser.add_argument("--seed", type=int, default=0)
 arguments = parser.parse_args()

@@ -309,6 +309,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=lambda cls: cls.__name__)
 def test_every_hyperparameter_changes_the_path(kind):
     more = {"kl_clip": 0.1} if kind is kopt.KFAC else {"adapt_every": 3}
