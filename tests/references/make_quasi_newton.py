@@ -3,8 +3,9 @@
     pip install optax==0.2.8 scipy==1.17.1
     python tests/references/make_quasi_newton.py path/to/modified_optimize.py
 
-with the file of jorgeurban/self_scaled_algorithms_pinns at commit a4e7bc1. The function is Σ log cosh(A w - b) + ¼ ‖w‖²,
-with A and b below. Each file holds a case, the weights after each step, and what made them.
+with the file of jorgeurban/self_scaled_algorithms_pinns at commit a4e7bc1. The function is that of the tests:
+Σ log cosh(A w - b) + ¼ ‖w‖², with A and b below. Each file holds a case, the weights after each step, and what made
+them.
 """
 
 import importlib.metadata
@@ -90,7 +91,7 @@ CASES = {  # file: (kopt class, its arguments, the reference)
     "ssbroyden_changed": ("SSBroyden", dict(initial_scaling=True), SCALED.format("SSBroyden2", True)),
     "nonlinear_cg": (
         "NonlinearCG",
-        dict(restart=float("inf"), curvature=0.4),
+        dict(curvature=0.4),
         SCIPY.format("CG", dict(gtol=1e-9)),
     ),
 }
