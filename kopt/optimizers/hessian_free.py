@@ -42,8 +42,8 @@ class HessianFree(Minimizer):
         w ← w + t p           with t from backtracking
 
     G is the generalized Gauss-Newton matrix, positive semidefinite where the loss is convex in the outputs; a product
-    takes less than two gradients. A step takes tens to hundreds of them, and gets as far as many gradient steps. Keeps a
-    vector, and while a step lasts about 4 log `max_products` more.
+    takes less than two gradients. A step takes tens to hundreds of them, and gets as far as many gradient steps. Keeps
+    a vector, and while a step lasts about 4 log `max_products` more.
 
     Args:
         learning_rate: the first step to try, in lengths of p.
@@ -57,8 +57,8 @@ class HessianFree(Minimizer):
 
     References:
         Martens, *Deep Learning via Hessian-Free Optimization*, 2010. ρ is of the model without λ, and ζ is that of the
-        later chapter, Martens and Sutskever, *Training Deep and Recurrent Networks with Hessian-Free Optimization*, 2012.
-        There is no preconditioner: theirs takes the gradient of each row.
+        later chapter, Martens and Sutskever, *Training Deep and Recurrent Networks with Hessian-Free Optimization*,
+        2012. There is no preconditioner: theirs takes the gradient of each row.
     """
 
     cites = ("martens2010deep", "martens2012training")

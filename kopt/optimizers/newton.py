@@ -77,12 +77,8 @@ class NewtonCG(Minimizer):
         **common: Unpack[CommonToMinimizers],
     ):
         super().__init__(learning_rate, **common)
-        self.forcing, self.max_products, self.decrease, self.max_evaluations = (
-            forcing,
-            max_products,
-            decrease,
-            max_evaluations,
-        )
+        self.forcing, self.max_products = forcing, max_products
+        self.decrease, self.max_evaluations = decrease, max_evaluations
 
     def iterate(self, f, at, t, h, *, evaluations, products):
         g = at.gradient
@@ -103,7 +99,7 @@ class TrustRegion(Minimizer):
     As `kopt.NewtonCG`, and the safer of the two where the loss is not convex: it makes use of directions in which the
     loss curves down. A step evaluates the loss once, and stays where it is if that is no better.
 
-    To both sides of ρ belongs a rounding error of the loss, so that ρ tends to 1 where the loss cannot fall any further.
+    Both falls have a few rounding errors of the loss added, so that ρ tends to 1 where there is nothing left to gain.
 
     Args:
         learning_rate: the part of p that is taken.
@@ -115,9 +111,9 @@ class TrustRegion(Minimizer):
         **common: `stochastic` and `name`: see `kopt.optimizers.Minimizer`.
 
     References:
-        Steihaug, *The Conjugate Gradient Method and Trust Regions in Large Scale Optimization*, 1983. Nocedal and Wright,
-        *Numerical Optimization*, 2006, algorithms 4.1 and 7.2; defaults as in scipy's `trust-ncg`. The rounding error is
-        that of Conn, Gould and Toint, *Trust-Region Methods*, 2000, section 17.4.2.
+        Steihaug, *The Conjugate Gradient Method and Trust Regions in Large Scale Optimization*, 1983. Nocedal and
+        Wright, *Numerical Optimization*, 2006, algorithms 4.1 and 7.2; defaults as in scipy's `trust-ncg`. The rounding
+        errors are from Conn, Gould and Toint, *Trust-Region Methods*, 2000, section 17.4.2.
     """
 
     cites = ("steihaug1983conjugate", "nocedal2006numerical", "conn2000trust")
@@ -164,8 +160,8 @@ class Newton(Minimizer):
         (H + τ I) p = -g      with τ = 0, or the first of a doubling sequence that lets a Cholesky factor exist
         w ← w + t p           with t from backtracking
 
-    For models of a few hundred weights: a step takes a product for each weight, n² numbers while it lasts, and n³ / 3
-    operations. It does not mind how badly the problem is conditioned, where conjugate gradients take ever more products.
+    For models of a few hundred weights: a step takes a product for each of the n weights, n² numbers while it lasts,
+    and n³ / 3 operations, however badly the problem is conditioned.
 
     Args:
         learning_rate: the first step to try, in lengths of p.
@@ -200,8 +196,8 @@ class Newton(Minimizer):
     def memory(self, size):
         if size > self.max_size:
             raise ValueError(
-                f"Newton: the model must have at most max_size={self.max_size} weights, got {size}, for each step forms the "
-                f"{size} x {size} Hessian. Try NewtonCG, which needs products with it alone, or raise max_size."
+                f"Newton: the model must have at most max_size={self.max_size} weights, got {size}, for a step forms "
+                f"the {size} x {size} Hessian. Try NewtonCG, which needs products with it alone, or raise max_size."
             )
         return {}
 

@@ -12,16 +12,16 @@ from kopt.optimizers.newton import descend
 
 
 class NysNewtonCG(Minimizer):
-    """Newton-CG with a randomized Nyström preconditioner: for losses so badly conditioned that plain products never end.
+    """Newton-CG with a randomized Nyström preconditioner: for losses so badly conditioned that plain ones never end.
 
         U Λ Uᵀ ≈ H                         by products with `rank` random vectors, at every `every` steps
         (H + μ I) p = -g                   by conjugate gradients from the last p, with the preconditioner
                                            (λᵣ + μ) U (Λ + μ)⁻¹ Uᵀ + I - U Uᵀ
         w ← w + t p                        with t from backtracking
 
-    Made for physics-informed networks, after Adam and L-BFGS have got as far as they get, and for other losses with a few
-    large eigenvalues. The better the `rank` largest of them are known, and the larger μ, the fewer products a step takes:
-    where λᵣ is below μ, about as many as with a condition number of 3. Keeps `rank` + 1 vectors.
+    Made for physics-informed networks, after Adam and L-BFGS have got as far as they get, and for other losses with a
+    few large eigenvalues: with three times as many vectors as the effective dimension Σ λ / (λ + μ), a step takes about
+    as many products as at a condition of 28, or fewer. Keeps `rank` + 1 vectors.
 
     Args:
         learning_rate: the first step to try, in lengths of p.
@@ -37,8 +37,10 @@ class NysNewtonCG(Minimizer):
 
     References:
         Rathore, Lei, Frangella, Lu and Udell, *Challenges in Training PINNs: A Loss Landscape Perspective*, 2024.
-        https://arxiv.org/abs/2402.01868. There conjugate gradients have an absolute tolerance, and negative curvature is
-        not looked for; here they end at it. Where p does not descend, the gradient is followed.
+        https://arxiv.org/abs/2402.01868. There the tolerance is absolute, and negative curvature is not looked for;
+        here conjugate gradients end at it. They begin with the best multiple of the last p, so that they lead down.
+
+        Frangella, Tropp and Udell, *Randomized Nyström Preconditioning*, 2023. https://arxiv.org/abs/2110.02820
     """
 
     cites = ("rathore2024challenges", "frangella2023randomized")

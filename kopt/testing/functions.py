@@ -1,5 +1,7 @@
 """Functions to minimize, with their standard starts, for the tests and benchmarks of minimizers."""
 
+from typing import Any
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -119,8 +121,8 @@ class Plain:
         """Products with the Hessian."""
         with tf.GradientTape() as tape:
             tape.watch(self.weights)
-            grads = self()[1]
-        return tape.gradient(grads, self.weights, vectors, unconnected_gradients="zero")
+            grads: Any = self()[1]
+        return tape.gradient(grads, self.weights, vectors, tf.UnconnectedGradients.ZERO)
 
     gnvp = hvp
 

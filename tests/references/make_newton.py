@@ -3,8 +3,8 @@
     pip install scipy==1.17.1 tensorflow==2.21.0 keras==3.15.1
     python tests/references/make_newton.py
 
-Of each run, `newton/scipy.json` has the function's value at each iterate, and some of the iterates; of each problem, the
-gradient, the matrix, the radius, and the step.
+Of each run, `newton/scipy.json` has the number of iterations to 1e-8, the last value, and some of the iterates; of each
+problem, the matrix, the gradient, the radius, and the step.
 """
 
 import json
@@ -57,22 +57,31 @@ def run(name, method, options):
     return dict(iterations=len(values) if values[-1] <= 1e-8 else None, value=values[-1], path=path)
 
 
+class Watched(CGSteihaugSubproblem):
+    """Remembers where it met the boundary."""
+
+    met = None
+
+    def get_boundaries_intersections(self, z, d, trust_radius):
+        """As in the library."""
+        ends = super().get_boundaries_intersections(z, d, trust_radius)
+        self.met = z, d, ends
+        return ends
+
+
 def subproblems():
-    """Random problems and Steihaug's steps: inside, on the boundary, and along negative curvature forward and back."""
+    """Random problems and Steihaug's steps: inside, on the boundary, and along negative curvature forth and back."""
     rng, found = np.random.default_rng(0), []
-    wanted = {"inside": 2, "boundary": 2, "forward": 2, "back": 2}
+    wanted = {"inside": 2, "boundary": 2, "forth": 2, "back": 2}
     while any(wanted.values()):
         a, g, radius = rng.normal(size=(4, 4)), rng.normal(size=4), float(10 ** rng.uniform(-1, 1))
         a = a @ a.T - rng.choice([0, 3]) * np.eye(4)
-        ends = []
-        problem = CGSteihaugSubproblem(np.zeros(4), lambda x: 0.0, lambda x, g=g: g, None, lambda x, p, a=a: a @ p)
-        intersections = problem.get_boundaries_intersections
-        problem.get_boundaries_intersections = lambda *x: ends.append((x, intersections(*x))) or ends[-1][1]
-        step, hits = problem.solve(radius)
+        problem = Watched(np.zeros(4), lambda x: 0.0, lambda x, g=g: g, None, lambda x, p, a=a: a @ p)
+        step, _ = problem.solve(radius)
         kind = "inside"
-        if hits:
-            (z, d, _), (back, forth) = ends[-1]
-            kind = "boundary" if d @ a @ d > 0 else "back" if np.allclose(step, z + back * d) else "forward"
+        if problem.met:
+            z, d, (back, _) = problem.met
+            kind = "boundary" if d @ a @ d > 0 else "back" if np.allclose(step, z + back * d) else "forth"
         if wanted[kind]:
             wanted[kind] -= 1
             found.append(dict(kind=kind, a=a.tolist(), g=g.tolist(), radius=radius, step=step.tolist()))
