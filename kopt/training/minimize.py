@@ -170,7 +170,7 @@ class _Search:
         self._meet(data if whole else data.some())
         xla = not isinstance(data, Stream) if jit_compile == "auto" else jit_compile
         compiled = functools.partial(tf.function, jit_compile=xla, autograph=False)
-        numbers = [tf.TensorSpec([], tf.int32)] * 2
+        numbers = [tf.TensorSpec([], tf.int32)] * 2 + [tf.TensorSpec([], tf.float64)]
         self._iterate = compiled(self._iterations).get_concrete_function(*numbers)
         self._answer = compiled(lambda: self._oracle()()).get_concrete_function()
 
@@ -189,29 +189,33 @@ class _Search:
             return Oracle(Batch(self.model, computing(self.model, self.data)))
         return MicroBatched(Batch(self.model, None), self.data, lambda part: computing(self.model, part))
 
-    def _iterations(self, limit, stalls):
-        """Up to so many iterations: how many there were, the status, iterations without a step, and the losses."""
+    def _iterations(self, limit, stalls, last):
+        """Up to so many iterations, after so many without a step and a loss at the end of the last one.
+
+        Returns how many there were, the status, the new numbers, and the losses before each.
+        """
         variables = self.model.trainable_variables
 
-        def iteration(i, status, stalls, losses):
+        def iteration(i, status, stalls, last, losses):
             before = [dense(v) for v in variables]
             loss = tf.cast(self.optimizer.step(self._oracle(), variables), losses.dtype)
             moved = tf.reduce_any([tf.reduce_any(dense(v) != w) for v, w in zip(variables, before, strict=True)])
             value, slope = (tf.cast(number, losses.dtype) for number in measured(self.optimizer))
+            value = tf.where(tf.math.is_nan(value), loss, value)
             stalls = tf.where(moved, 0, stalls + 1)
             status = tf.where(stalls >= PATIENCE, STALLED, RUNNING)
-            status = tf.where(self._is_end(loss, value, slope, moved), CONVERGED, status)
+            status = tf.where(self._is_end(last, value, slope, moved), CONVERGED, status)
             status = tf.where(tf.math.is_finite(loss), status, DIVERGED)
-            return i + 1, status, stalls, tf.tensor_scatter_nd_update(losses, [[i]], [loss])
+            return i + 1, status, stalls, value, tf.tensor_scatter_nd_update(losses, [[i]], [loss])
 
-        start = tf.constant(0), tf.constant(RUNNING), stalls, tf.zeros(CHUNK, "float64")
+        start = tf.constant(0), tf.constant(RUNNING), stalls, last, tf.zeros(CHUNK, "float64")
         return tf.while_loop(lambda i, status, *_: (i < limit) & (status == RUNNING), iteration, start)
 
-    def _is_end(self, loss, value, slope, moved):
-        """Whether an iteration that began at a loss reached what was asked for."""
-        ftol, reached = self.ends["ftol"], tf.where(tf.math.is_nan(value), loss, value)
-        flat = moved & (loss - value <= ftol * tf.maximum(tf.abs(loss), 1.0)) & (ftol > 0)
-        return (slope <= self.ends["gtol"]) | flat | (reached <= self.ends["ftarget"])
+    def _is_end(self, last, value, slope, moved):
+        """Whether an iteration, of which the last one ended with a loss, reached what was asked for."""
+        ftol = self.ends["ftol"]
+        flat = last - value <= ftol * tf.maximum(tf.maximum(tf.abs(last), tf.abs(value)), 1.0)
+        return (slope <= self.ends["gtol"]) | (flat & moved & (ftol > 0)) | (value <= self.ends["ftarget"])
 
     def answer(self):
         """The loss and its gradient, as one vector."""
@@ -226,11 +230,12 @@ class _Search:
             raise ValueError(f"minimize: the loss and its gradient must be finite at the start, got a loss of {fun}.")
         bar = keras.utils.Progbar(maxiter, unit_name="iteration", verbose=int(verbose == "auto" or verbose))
         bar.stateful_metrics = {"loss"}
-        nit, status, stalls, history = 0, RUNNING, tf.constant(0), []
+        nit, status, history = 0, RUNNING, []
+        stalls, last = tf.constant(0), tf.constant(math.nan, "float64")
         length = 1 if callback else 10
         while status == RUNNING:
             began = time.perf_counter()
-            done, ended, stalls, losses = self._iterate(tf.constant(min(length, maxiter - nit)), stalls)
+            done, ended, stalls, last, losses = self._iterate(tf.constant(min(length, maxiter - nit)), stalls, last)
             nit, status = nit + int(done), int(ended)
             history.extend(losses.numpy()[: int(done)].tolist())
             if status == RUNNING and nit >= maxiter:
