@@ -106,6 +106,13 @@ class Minimizer(Optimizer):
     remembers: ClassVar[bool] = True
     """Whether an iteration begins with the loss and its gradient; if not, its `Point` has no gradient."""
 
+    def __new__(cls, *args, **kwargs):
+        """Names an argument that there is not."""
+        new = super().__new__(cls)
+        if unknown := kwargs.keys() - cls._signature().keys():
+            raise TypeError(new._no_such("argument", min(unknown)))
+        return new
+
     def __init__(self, learning_rate: Scheduled = 1.0, *, stochastic: bool = False, name: str | None = None):
         super().__init__(learning_rate, name=name)
         self.stochastic = stochastic

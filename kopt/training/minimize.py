@@ -16,7 +16,7 @@ from kopt._checks import check_choice, check_range
 from kopt.optimizers import Optimizer, Switch
 from kopt.optimizers.minimizer import Minimizer
 from kopt.training.micro_batches import MicroBatched, Rows, Stream, check_adds_up
-from kopt.training.model import minimizers
+from kopt.training.model import Model, minimizers
 from kopt.training.oracle import Batch, Oracle, computing
 
 CHUNK = 100
@@ -124,7 +124,8 @@ def _optimizer(method, options):
 
 def _compile(model, loss, optimizer):
     """Gives the model a loss, where it has none."""
-    own = type(model).compute_loss is not keras.Model.compute_loss
+    own = type(model).compute_loss not in (keras.Model.compute_loss, Model.compute_loss)
+    own = own or getattr(model, "compute_residuals", None) is not None
     if model.compiled and loss is not None:
         raise ValueError(f"minimize: loss must be None for a model that is compiled already, got {loss!r}.")
     if not model.compiled and loss is None and not own:
