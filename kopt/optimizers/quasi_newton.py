@@ -125,16 +125,24 @@ class LBFGS(LineSearched):
 
 
 def two_loops(g, S, Y, number):
-    """-H g, where H is the inverse Hessian of BFGS from γ I and the last so many pairs, the newest in the last row"""
-    sy, yy, pairs = ops.sum(S * Y, 1), ops.sum(Y * Y, 1), range(S.shape[0])
-    known = (sy > 0) & (np.arange(S.shape[0], 0, -1) <= number)
-    rho, alphas, q, gamma = ops.where(known, ratio(1, sy), 0), {}, g, 1
-    for i in reversed(pairs):
-        alphas[i] = rho[i] * dot(S[i], q)
-        q = q - alphas[i] * Y[i]
-    for i in pairs:
-        gamma = ops.where(known[i], ratio(sy[i], yy[i]), gamma)
-    r = gamma * q
-    for i in pairs:
-        r = r + S[i] * (alphas[i] - rho[i] * dot(Y[i], r))
-    return -r
+    """-H g, where H is the inverse Hessian of BFGS from γ I and the last so many pairs, the newest in the last row.
+
+    The two loops are what solves two triangular systems: as such they are two calls, where XLA would compile each turn.
+
+        R α = S g,   r = γ (g - Yᵀα),   Rᵀδ = D α - Y r,   H g = r + Sᵀδ        with R = triu(S Yᵀ), D = diag R
+    """
+    sy, yy, rows = ops.sum(S * Y, 1), ops.sum(Y * Y, 1), np.arange(S.shape[0])
+    known = (sy > 0) & (S.shape[0] - rows <= number)
+    S, Y, D = ops.where(known[:, None], S, 0), ops.where(known[:, None], Y, 0), ops.where(known, sy, 1)
+    R = ops.triu(S @ ops.transpose(Y), 1) + ops.diag(D)
+    newest = ops.argmax(ops.where(known, rows, -1))
+    gamma = ops.where(ops.any(known), ops.take(ratio(sy, yy), newest), 1)
+    alpha = solve(R, ops.dot(S, g), lower=False)
+    r = gamma * (g - ops.dot(alpha, Y))
+    delta = solve(ops.transpose(R), ops.where(known, D * alpha - ops.dot(Y, r), 0), lower=True)
+    return -(r + ops.dot(delta, S))
+
+
+def solve(triangle, b, lower):
+    """x with triangle · x = b"""
+    return ops.solve_triangular(triangle, b[:, None], lower=lower)[:, 0]
