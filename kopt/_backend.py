@@ -128,11 +128,13 @@ def unstack(array, number):
 
 def cholesky(a):
     """The lower Cholesky factor, with a diagonal that is not finite where a matrix is not positive definite."""
-    if not on_tensorflow():
-        return keras.ops.cholesky(a)
-    import tensorflow as tf
+    if on_tensorflow():  # Keras's own raises
+        import tensorflow as tf
 
-    return tf.linalg.cholesky(a)  # where Keras raises
+        return tf.linalg.cholesky(a)
+    import jax  # pyright: ignore[reportMissingImports]
+
+    return jax.numpy.linalg.cholesky(a)
 
 
 def fused(function, state, variables):
