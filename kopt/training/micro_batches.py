@@ -130,8 +130,9 @@ class MicroBatched(Oracle):
         """As in `Oracle`."""
         return self._mean(lambda oracle: oracle.gnvp(vectors), self.weights)
 
-    def sampled_gradients(self, seed, t):
-        """Refuses: squares of sums over micro-batches are no sums of squares."""
+    @property
+    def sampled_gradients(self):  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Refused: squares of sums over micro-batches are no sums of squares."""
         raise ValueError(
             "Labels are drawn for one batch at a time: micro_batch_size must be None, or the optimizer one that draws "
             "none, such as kopt.SophiaH."

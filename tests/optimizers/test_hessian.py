@@ -146,6 +146,18 @@ def test_sophia_learns_from_labels_that_it_draws():
     assert all(np.abs(slot.numpy()).max() > 0 for slot in model.optimizer.variables if "d" in slot.path.split("/")[-1])
 
 
+def test_labels_are_not_drawn_for_micro_batches():
+    inputs = keras.Input((2,))
+    model = kopt.Model(inputs, layers.Dense(1)(inputs))
+    model.compile("sgd", "mse")
+    x = np.ones((6, 2), "float32")
+    with pytest.raises(
+        ValueError, match="micro_batch_size must be None, or the optimizer one that draws none"
+    ) as error:
+        kopt.minimize(model, x, x[:, :1], method=kopt.SophiaG(), micro_batch_size=3, maxiter=2)
+    assert "Cond.call" not in str(error.value)
+
+
 def test_sophia_in_an_estimator():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((64, 3)).astype("float32")

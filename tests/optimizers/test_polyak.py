@@ -126,6 +126,7 @@ def test_averages_are_of_what_the_search_has_found():
 def test_a_search_has_to_be_outermost():
     with pytest.raises(ValueError, match=r"Cautious: inner must .* Try LineSearch around the Cautious"):
         kopt.Cautious(kopt.LineSearch(kopt.SGD()))
+    kopt.Switch([(kopt.LineSearch(kopt.SGD()), 3), (kopt.SGD(), None)])  # whose phases step by themselves
     with pytest.raises(ValueError, match="LineSearch: inner must not average weights, got EMA"):
         kopt.LineSearch(kopt.EMA(kopt.SGD())).build([keras.Variable(1.0)])
 
