@@ -106,7 +106,8 @@ class KroneckerFactored(Optimizer):
 
         def measure():
             if taps is None:
-                found = self.statistics(*oracle.sampled_taps(self.seed, t), oracle.replicas, oracle.replicas)
+                drawn, seen = oracle.sampled_taps(self.seed, t)
+                found = self.statistics(drawn, seen, oracle.replicas, oracle.replicas)
             else:
                 terms = ops.cast(oracle.replicas * oracle.terms, self._wide)
                 found = self.statistics(g, taps, terms, oracle.replicas * terms)
