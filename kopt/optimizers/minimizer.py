@@ -127,6 +127,9 @@ class Minimizer(Optimizer):
         """Returns the next `Point` and the new memory: one iteration of the method."""
         raise NotImplementedError(f"{type(self).__name__} must define iterate(f, at, t, h, **memory).")
 
+    def look(self, oracle):
+        return oracle.loss(), {}  # in a keras.Model alone, which does not show it and says what to do
+
     # ---- what the base does ----------------------------------------------------------------------------------------
 
     def build(self, variables):

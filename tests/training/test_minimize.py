@@ -328,6 +328,14 @@ def test_what_is_no_phase_is_refused(phases, message):
         kopt.Switch(phases)
 
 
+@pytest.mark.parametrize("optimizer", [TwoSteps(), kopt.Switch([(kopt.SGD(0.1), None)])], ids=["minimizer", "switch"])
+def test_a_plain_model_is_refused(optimizer):
+    model = network(keras.Model)
+    model.compile(optimizer, "mse")
+    with pytest.raises(ValueError, match=r"asks more of each batch .* Try kopt.Model\(model.inputs, model.outputs\)"):
+        model.fit(X, Y, verbose=0)
+
+
 def test_nothing_wraps_what_steps_on_all_weights_at_once():
     for around in (kopt.EMA, kopt.SAM, lambda inner: kopt.Matrices(inner, kopt.Adam())):
         with pytest.raises(
