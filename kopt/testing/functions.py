@@ -142,15 +142,14 @@ class Descent:
         def step():
             self.traces += 1
             optimizer.step(Plain(function, [self.variable.value]), [self.variable])
-            return optimizer._memory["value"].value, optimizer._memory["gradient"].value
+            return optimizer._memory["value"].value
 
         self.step = step if how == "eager" else tf.function(step, jit_compile=how == "xla", autograph=False)
 
     def __call__(self, steps, target=None):
         """Takes so many steps; fewer where the value is at the target, or has not changed in 20 of them."""
         for _ in range(steps):
-            value, self.gradient = self.step()
-            self.values.append(float(value))
+            self.values.append(float(self.step()))
             if target is not None and (self.values[-1] <= target or self.values[-20:-1] == self.values[-1:] * 19):
                 break
         return self.x
@@ -158,4 +157,8 @@ class Descent:
     @property
     def x(self):
         """The point that has been reached."""
-        return self.variable.numpy()
+        return self.variable.numpy().copy()
+
+    def memory(self, name):
+        """What the optimizer remembers under a name."""
+        return self.optimizer._memory[name].numpy().copy()
