@@ -2,11 +2,11 @@
 
     python benchmarks/functions.py                   # L-BFGS and BFGS, in float64 and float32
     python benchmarks/functions.py --tables others   # self-scaled methods and conjugate gradients
-    python benchmarks/functions.py --tables rows     # what L-BFGS costs on a million rows besides its gradients
+    python benchmarks/functions.py --tables rows     # a step of L-BFGS on a million rows over its gradients
 
-The functions, all with minimum 0, start from their standard points (Moré, Garbow and Hillstrom, 1981; CUTEst). For scipy
-the first evaluation counts that is at the target, for kopt all of the step that reaches it. Where a method ends above
-the target, the table has the value in the place of the count.
+The functions, all with minimum 0, start from their standard points (Moré, Garbow and Hillstrom, 1981; CUTEst). For
+scipy the first evaluation counts that is at the target, for kopt all of the step that reaches it. Where a method ends
+above the target, the table has the value in the place of the count.
 """
 
 import argparse

@@ -4,7 +4,8 @@
     python tests/references/make_quasi_newton.py path/to/modified_optimize.py
 
 with the file of jorgeurban/self_scaled_algorithms_pinns at commit a4e7bc1. The function is that of the tests:
-Σ log cosh(A w - b) + ¼ ‖w‖², with A and b below. Each file holds a case, the weights after each step, and what made them.
+Σ log cosh(A w - b) + ¼ ‖w‖², with A and b below. Each file holds a case, the weights after each step, and what made
+them.
 """
 
 import importlib.metadata
