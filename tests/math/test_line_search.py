@@ -1,5 +1,6 @@
 """Line searches accept what their conditions allow, evaluate nothing twice, and survive walls and cliffs."""
 
+import contextlib
 import functools
 
 import keras
@@ -25,6 +26,15 @@ def compiled(function):
     return tf.function(function, autograph=False)
 
 
+def untraced():
+    """A context in which a loop calls its body with numbers."""
+    if ON_JAX:
+        import jax
+
+        return jax.disable_jit()
+    return contextlib.nullcontext()
+
+
 def searched(name, function, first, dtype="float64", **numbers):
     """The step that a search takes on a function, which returns value and slope, and the lengths that it tried."""
     tried = []
@@ -34,7 +44,8 @@ def searched(name, function, first, dtype="float64", **numbers):
         return (*function(length), length)
 
     zero = ops.zeros((), "float32" if ON_JAX else dtype)
-    step = getattr(line_search, name)(phi, (*function(zero), zero), first, **numbers)
+    with untraced():
+        step = getattr(line_search, name)(phi, (*function(zero), zero), first, **numbers)
     return step, tried
 
 
@@ -135,7 +146,8 @@ def test_a_function_without_a_floor_ends_the_search_at_its_lowest_point(name):
 )
 def test_where_there_is_nothing_to_search_nothing_is_evaluated(name, value, slope, first):
     zero = ops.zeros((), "float32")
-    step = getattr(line_search, name)(None, (zero + value, zero + slope, zero + 7), float(first))
+    with untraced():
+        step = getattr(line_search, name)(None, (zero + value, zero + slope, zero + 7), float(first))
     assert (float(step.length), int(step.evaluations), bool(step.success)) == (0, 0, False)
     assert float(step.rest) == 7
 
@@ -149,15 +161,15 @@ def test_a_search_that_fails_returns_the_best_point_and_evaluates_none_twice(nam
     values = [0.1 * np.sin(40 * x) for x in tried]
     assert not bool(step.success)
     assert len(set(tried)) == len(tried) == int(step.evaluations)
-    assert float(step.value) == pytest.approx(min(0, *values), abs=1e-12)
+    assert float(step.value) == pytest.approx(min(0, *values), abs=1e-6)
 
 
 def test_trials_are_exact_where_the_interpolation_is():
-    assert searched("backtracking", parabola, 4.0)[1] == pytest.approx([4, 1])
-    assert searched("zoom", parabola, 4.0)[1] == pytest.approx([4, 1])
-    assert searched("hager_zhang", parabola, 4.0)[1] == pytest.approx([4, 1])
-    assert searched("zoom", parabola, 1.9, curvature=0.1)[1] == pytest.approx([1.9, 1])
-    assert searched("zoom", parabola, 0.4, curvature=0.1)[1] == pytest.approx([0.4, 1])
+    assert searched("backtracking", parabola, 4.0)[1] == pytest.approx([4, 1], rel=1e-5)
+    assert searched("zoom", parabola, 4.0)[1] == pytest.approx([4, 1], rel=1e-5)
+    assert searched("hager_zhang", parabola, 4.0)[1] == pytest.approx([4, 1], rel=1e-5)
+    assert searched("zoom", parabola, 1.9, curvature=0.1)[1] == pytest.approx([1.9, 1], rel=1e-5)
+    assert searched("zoom", parabola, 0.4, curvature=0.1)[1] == pytest.approx([0.4, 1], rel=1e-5)
 
 
 def test_interpolations():
