@@ -1,5 +1,6 @@
 """Nonlinear conjugate gradients: directions that keep what the last ones have gained, with memory for two of them."""
 
+import math
 from typing import Unpack
 
 from keras import ops
@@ -29,7 +30,8 @@ class NonlinearCG(LineSearched):
         learning_rate: a factor of the first length to try, in [0, inf). That is the length at which the loss would
             fall as in the last step, as in scipy.
         beta: "polak_ribiere", "fletcher_reeves", "hestenes_stiefel" or "hager_zhang".
-        restart: how far from orthogonal gradients may be, in (0, inf]; Powell's 0.2.
+        restart: how far from orthogonal gradients may be, in (0, inf]. Powell's 0.2 is for "fletcher_reeves", which
+            does not find back by itself from a step that was too short, as the others do.
         line_search: "zoom" (strong Wolfe conditions), "hager_zhang" (approximate ones, which rounding does not hide)
             or "backtracking" (Armijo's alone); None for zoom in float64 and Hager-Zhang in float32.
         decrease: how much of what the slope promises the loss has to fall by, in (0, 0.5).
@@ -53,7 +55,7 @@ class NonlinearCG(LineSearched):
         learning_rate: Scheduled = 1.0,
         *,
         beta: str = "polak_ribiere",
-        restart: Scheduled = 0.2,
+        restart: Scheduled = math.inf,
         line_search: str | None = None,
         decrease: Scheduled = 1e-4,
         curvature: Scheduled = 0.1,

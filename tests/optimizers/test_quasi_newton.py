@@ -23,7 +23,7 @@ from kopt.testing.functions import FUNCTIONS, Descent, Plain
 FOLDER = Path(__file__).parents[1] / "references" / "minimizers"
 CASES = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
 PROBLEM = CASES.pop("problem")
-METHODS = (kopt.LBFGS, kopt.BFGS, kopt.SSBFGS, kopt.SSBroyden, kopt.NonlinearCG)
+METHODS = (kopt.LBFGS, kopt.BFGS, kopt.SSBroyden, kopt.NonlinearCG)  # of SSBFGS only a formula is its own
 each_method = pytest.mark.parametrize("method", METHODS, ids=lambda cls: cls.__name__)
 
 SCIPYS = {  # evaluations of scipy 1.17's L-BFGS-B and BFGS to 1e-8, as benchmarks/functions.py counts; None: never

@@ -91,7 +91,7 @@ CASES = {  # file: (kopt class, its arguments, the reference)
     "ssbroyden_changed": ("SSBroyden", dict(initial_scaling=True), SCALED.format("SSBroyden2", True)),
     "nonlinear_cg": (
         "NonlinearCG",
-        dict(restart=float("inf"), curvature=0.4),
+        dict(curvature=0.4),
         SCIPY.format("CG", dict(gtol=1e-9)),
     ),
 }
