@@ -5,7 +5,8 @@ the slope, and what else belongs to the point (the gradient, say), which comes b
 that nothing is evaluated twice. `start` is what `phi(0)` returns, and `first` the length that is tried first.
 
 A search evaluates `phi` in one place, inside of one loop. A length whose value or slope is not finite is too long.
-Where `first` is not positive, or the start is not finite or no descent, nothing is evaluated.
+Where `first` is not positive, or the start is not finite or no descent, nothing is evaluated. Where all that the slope
+still promises is less than the rounding of the value, `backtracking` and `zoom` give up: at a minimum, at once.
 """
 
 from typing import Any, NamedTuple
@@ -59,6 +60,7 @@ def backtracking(phi, start, first, *, decrease=1e-4, most=30) -> Step:
         parabola = _quadratic(origin, trial)
         shorter = ops.clip(parabola, 0.1 * trial.length, 0.5 * trial.length)
         shorter = ops.where(_finite(trial) & ops.isfinite(parabola), shorter, 0.1 * trial.length)
+        shorter = ops.where(_hidden(origin, shorter), 0, shorter)
         return _finite(trial) & (trial.value <= value + decrease * trial.length * slope), shorter, origin
 
     return _search(phi, start, first, most, lambda origin: origin, judge)
@@ -118,7 +120,7 @@ def zoom(phi, start, first, *, decrease=1e-4, curvature=0.9, most=30) -> Step:
         length = ops.where(bracketed & (now > 0.66 * before), middle, length)
         length = ops.where(bracketed & ops.logical_not(_inside(length, next_low, next_high)), middle, length)
         length = ops.where(_finite(next_high) | ops.logical_not(bracketed), length, near)
-        done = bracketed & ops.logical_not(_inside(length, next_low, next_high))  # there is no number between the ends
+        done = bracketed & (_hidden(next_low, now) | ops.logical_not(_inside(length, next_low, next_high)))
         accepted = _finite(trial) & enough & (ops.abs(trial.slope) <= -curvature * slope)
         return accepted, ops.where(done, 0, length), Zoom(next_low, next_high, now, width)
 
@@ -280,6 +282,12 @@ def _where(condition, a, b) -> Any:
 
 def _finite(end):
     return ops.isfinite(end.value) & ops.isfinite(end.slope)
+
+
+def _hidden(end, width):
+    """Whether all that the slope promises over a width is less than the rounding of the value."""
+    rounding = 2.0 ** (-53 if end.value.dtype == "float64" else -24)
+    return width * ops.abs(end.slope) <= rounding * ops.abs(end.value)
 
 
 def _inside(length, a, b):

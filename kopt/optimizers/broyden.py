@@ -29,7 +29,7 @@ class BFGS(LineSearched):
         initial_scaling: whether the first step scales H = I to the curvature that it finds (Nocedal and Wright, 6.20).
         max_size: largest number of weights, from 1.
         line_search: "zoom" (strong Wolfe conditions), "hager_zhang" (approximate ones, which rounding does not hide)
-            or "backtracking" (Armijo's alone); None for zoom in float64 and Hager-Zhang in float32.
+            or "backtracking" (Armijo's alone); None for zoom where the loss is in float64, and else Hager-Zhang.
         decrease: how much of what the slope promises the loss has to fall by, in (0, 0.5).
         curvature: which part of the slope may be left, in (0, 1).
         max_evaluations: of the loss and its gradient in one search, from 1.
@@ -112,7 +112,7 @@ class SSBFGS(BFGS):
         initial_scaling: whether the first step scales by what it finds instead.
         max_size: largest number of weights, from 1.
         line_search: "zoom" (strong Wolfe conditions), "hager_zhang" (approximate ones, which rounding does not hide)
-            or "backtracking" (Armijo's alone); None for zoom in float64 and Hager-Zhang in float32.
+            or "backtracking" (Armijo's alone); None for zoom where the loss is in float64, and else Hager-Zhang.
         decrease: how much of what the slope promises the loss has to fall by, in (0, 0.5).
         curvature: which part of the slope may be left, in (0, 1).
         max_evaluations: of the loss and its gradient in one search, from 1.
@@ -145,7 +145,7 @@ class SSBroyden(BFGS):
         initial_scaling: whether the first step scales by what it finds instead.
         max_size: largest number of weights, from 1.
         line_search: "zoom" (strong Wolfe conditions), "hager_zhang" (approximate ones, which rounding does not hide)
-            or "backtracking" (Armijo's alone); None for zoom in float64 and Hager-Zhang in float32.
+            or "backtracking" (Armijo's alone); None for zoom where the loss is in float64, and else Hager-Zhang.
         decrease: how much of what the slope promises the loss has to fall by, in (0, 0.5).
         curvature: which part of the slope may be left, in (0, 1).
         max_evaluations: of the loss and its gradient in one search, from 1.

@@ -33,7 +33,7 @@ class NonlinearCG(LineSearched):
         restart: how far from orthogonal gradients may be, in (0, inf]. Powell's 0.2 is for "fletcher_reeves", which
             does not find back by itself from a step that was too short, as the others do.
         line_search: "zoom" (strong Wolfe conditions), "hager_zhang" (approximate ones, which rounding does not hide)
-            or "backtracking" (Armijo's alone); None for zoom in float64 and Hager-Zhang in float32.
+            or "backtracking" (Armijo's alone); None for zoom where the loss is in float64, and else Hager-Zhang.
         decrease: how much of what the slope promises the loss has to fall by, in (0, 0.5).
         curvature: which part of the slope may be left, in (0, 1).
         max_evaluations: of the loss and its gradient in one search, from 1.

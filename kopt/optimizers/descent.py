@@ -24,7 +24,7 @@ class LineSearched(Minimizer):
 
     Args:
         learning_rate: the first length to try, in lengths of the direction.
-        line_search: "zoom", "hager_zhang" or "backtracking"; None for zoom in float64 and Hager-Zhang in float32.
+        line_search: "zoom", "hager_zhang" or "backtracking"; None for zoom where the loss is in float64.
         decrease: how much of what the slope promises the loss has to fall by, in (0, 0.5).
         curvature: which part of the slope may be left, in (decrease, 1).
         max_evaluations: of the loss and its gradient in a search, from 1.
@@ -90,7 +90,11 @@ class LineSearched(Minimizer):
             return value, dot(gradient, ops.where(x == ahead, d, 0)), gradient
 
         first = h.learning_rate * self.first(d, slope, **memory)
-        step = self._search(phi, (at.value, slope, at.gradient), first, h)
+        name = self.line_search or ("zoom" if f.loss_dtype == "float64" else "hager_zhang")
+        wolfe = {} if name == "backtracking" else dict(curvature=h.curvature)
+        search = getattr(line_search, name)
+        start = at.value, slope, at.gradient
+        step = search(phi, start, first, decrease=h.decrease, **wolfe, most=self.max_evaluations)
         x = ops.where(step.length > 0, self.allowed(at.x + step.length * d), at.x)
         to = Point(x, step.value, step.rest)
         move = Move(d, slope, step.length, x - at.x, step.rest - at.gradient, step.success)
@@ -100,11 +104,6 @@ class LineSearched(Minimizer):
         new["change"] = ops.where(step.success, step.value - at.value, memory["change"])
         evaluations = evaluations + ops.cast(step.evaluations, evaluations.dtype)
         return to, dict(evaluations=evaluations, products=products) | new
-
-    def _search(self, phi, start, first, h):
-        name = self.line_search or ("zoom" if self._wide == "float64" else "hager_zhang")
-        conditions = dict(decrease=h.decrease) | ({} if name == "backtracking" else dict(curvature=h.curvature))
-        return getattr(line_search, name)(phi, start, first, **conditions, most=self.max_evaluations)
 
 
 class Move(NamedTuple):

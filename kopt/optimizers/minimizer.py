@@ -3,6 +3,7 @@
 import math
 from typing import Any, ClassVar, NamedTuple, TypedDict
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -25,10 +26,11 @@ class Objective:
     Args:
         oracle: a `kopt.training.Oracle`.
         dtype: of the vector.
+        loss_dtype: in which the loss is computed: Keras does so in `keras.config.floatx()`, whatever the weights are.
     """
 
-    def __init__(self, oracle, dtype):
-        self.oracle, self.dtype = oracle, dtype
+    def __init__(self, oracle, dtype, loss_dtype=None):
+        self.oracle, self.dtype, self.loss_dtype = oracle, dtype, loss_dtype or dtype
         self._shapes = [tuple(w.shape) for w in oracle.weights]
 
     def join(self, tensors):
@@ -160,7 +162,8 @@ class Minimizer(Optimizer):
             )
         self.build(variables)
         loss = oracle.loss()  # the first look, outside of any loop; left out of the program where nothing needs it
-        f, memory = Objective(oracle, self._wide), {name: dense(x) for name, x in self._memory.items()}
+        f = Objective(oracle, self._wide, keras.backend.standardize_dtype(loss.dtype))
+        memory = {name: dense(x) for name, x in self._memory.items()}
         x = f.join(oracle.weights)
         at = self._start(f, x, memory) if self.remembers else Point(x, None, None)
         own = {name: memory[name] for name in memory if not self.remembers or name not in Point._fields}

@@ -22,8 +22,8 @@ class LBFGS(LineSearched):
 
     The first choice for smooth losses on a whole data set, up to millions of weights. Costs little more than its
     gradient evaluations, of which most steps take one. A search that fails clears the memory, and the next step goes
-    down the gradient. In float32 a loss falls to about 1e-7 of its size; train in float64 where more is wanted. Needs
-    `kopt.Model`.
+    down the gradient. In float32 a loss falls to about 1e-7 of its size: where more is wanted,
+    `keras.config.set_floatx("float64")`. Needs `kopt.Model`.
 
     With `bounds` directions are those of the weights that no bound holds, and searches follow the path that bounds
     bend: the task of L-BFGS-B, by projection in the place of its quadratic program.
@@ -36,7 +36,7 @@ class LBFGS(LineSearched):
             1). For "backtracking" and mini-batches, 0.2; at 0 a pair without positive curvature is left out.
         bounds: least and largest value of all weights; None, for both or for one, is none.
         line_search: "zoom" (strong Wolfe conditions), "hager_zhang" (approximate ones, which rounding does not hide)
-            or "backtracking" (Armijo's alone); None for zoom in float64 and Hager-Zhang in float32.
+            or "backtracking" (Armijo's alone); None for zoom where the loss is in float64, and else Hager-Zhang.
         decrease: how much of what the slope promises the loss has to fall by, in (0, 0.5).
         curvature: which part of the slope may be left, in (0, 1).
         max_evaluations: of the loss and its gradient in one search, from 1.

@@ -201,3 +201,12 @@ def test_only_approximate_conditions_hold_where_rounding_hides_the_descent():
     step, _ = searched("hager_zhang", flat, 0.1, "float32", curvature=0.5)
     assert bool(step.success)
     assert 0.5 <= float(step.length) < 1.5
+
+
+def test_at_a_minimum_one_evaluation_shows_that_there_is_nothing_to_see():
+    step, tried = searched("zoom", lambda x: (1 + 0 * x, 0 * x - 1e-17), 1.0)
+    assert not bool(step.success)
+    assert (float(step.length), len(tried)) == (0, 1)
+    step, tried = searched("backtracking", lambda x: (1 + 1e-12 * x, 0 * x - 1e-14), 1.0)
+    assert not bool(step.success)
+    assert (float(step.length), len(tried)) == (0, 2)
