@@ -137,8 +137,8 @@ class SSBroyden(BFGS):
         τ = min(1, 1/b) min(σ^(1/(1-n)), 1/θ) if θ > 0, else min(min(1, 1/b) σ^(1/(1-n)), σ)
         H ← (H - Hy yᵀH / yᵀHy + φ yᵀHy v vᵀ) / τ + s sᵀ / sᵀy,    with v = s / sᵀy - Hy / yᵀHy,  φ = (1 - θ) / σ
 
-    θ = 0 is BFGS, and θ = 1 is DFP. Of this family's methods the most exact one on physics-informed networks. All
-    else as in `kopt.BFGS`.
+    θ = 0 is BFGS, and θ = 1 is DFP. In the paper the most accurate of these methods on most physics-informed networks.
+    All else as in `kopt.BFGS`.
 
     Args:
         learning_rate: a factor of the first length to try, in [0, inf).

@@ -386,5 +386,5 @@ def test_a_fit_reaches_scipys_minimum(float64):
         return np.mean(np.log(np.cosh(residual))), np.tanh(residual) @ np.column_stack([X, np.ones(len(X))]) / len(X)
 
     theirs = scipy.optimize.minimize(evaluate, np.zeros(3), jac=True, options=dict(gtol=1e-9))
-    assert losses(model, 20)[-1] == pytest.approx(theirs.fun, rel=1e-12)
+    assert losses(model, 20)[-1] == pytest.approx(theirs.fun, rel=1e-6)  # the metric is in float32
     np.testing.assert_allclose(np.concatenate([w.numpy().ravel() for w in model.weights]), theirs.x, atol=1e-6)
