@@ -19,6 +19,7 @@ import tensorflow as tf
 from kopt.optimizers.broyden import broyden
 from kopt.optimizers.quasi_newton import two_loops
 from kopt.testing.functions import FUNCTIONS, Descent, Plain
+from kopt.testing.optimizers import check_config, check_parameters
 
 FOLDER = Path(__file__).parents[1] / "references" / "minimizers"
 CASES = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
@@ -247,6 +248,16 @@ CHANGES = {
 }
 CHANGES["NonlinearCG"] |= dict(beta="fletcher_reeves")
 EACH = [(method, name) for method, changes in CHANGES.items() for name in changes]
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [kopt.LBFGS(pairs=3, bounds=(0, None), line_search="zoom"), kopt.BFGS(0.5), kopt.SSBFGS(), kopt.NonlinearCG()],
+    ids=repr,
+)
+def test_configurations_come_back(optimizer):
+    check_config(optimizer)
+    check_parameters(optimizer)
 
 
 @pytest.fixture(scope="module")
