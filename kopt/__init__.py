@@ -25,7 +25,13 @@ def _make_known(keras):
     """Lets `keras.saving` find kopt's classes in a saved model, before any of them was used."""
     import kopt.layers
     import kopt.optimizers
-    import kopt.schedules
+    import kopt.schedules  # noqa: F401
+
+
+@wrapt.when_imported("kopt.optimizers")
+def _make_model_known(optimizers):
+    """The same for `kopt.Model`, which needs all of the optimizers."""
+    import keras
 
     if keras.backend.backend() == "tensorflow":
         import kopt.training.model  # noqa: F401

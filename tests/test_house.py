@@ -150,5 +150,10 @@ def test_constructing_an_estimator_imports_no_keras():
     assert not {"tensorflow", "keras", "keras_tuner"} & set(run_python(code).split())
 
 
+@pytest.mark.parametrize("name", ["SAM", "Model", "minimize", "layers", "schedules", "testing", "KerasClassifier"])
+def test_a_name_may_be_the_first_that_is_used(name):
+    assert run_python(f"import kopt; print(kopt.{name} is not None)") == "True\n"
+
+
 def test_version_is_that_of_the_installed_package():
     assert kopt.__version__ == importlib.metadata.version("kopt")
