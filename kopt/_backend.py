@@ -231,7 +231,7 @@ class Traced:
         """The gradient for each weight."""
         return self._grads
 
-    def linearize(self):
+    def gradients_and_hvp(self):
         """The gradients, and `hvp`."""
         return self._grads, self.hvp
 

@@ -39,7 +39,7 @@ class Diagonal(Optimizer):
 
     def asked(self, oracle):
         """The gradients, and what `estimate` works with."""
-        return oracle.linearize() if self.every == 1 else (oracle.gradients(), oracle.hvp)
+        return oracle.gradients_and_hvp() if self.every == 1 else (oracle.gradients(), oracle.hvp)
 
     def look(self, oracle):
         t, weights, (grads, ask) = self._taken() + 1, oracle.weights, self.asked(oracle)

@@ -114,7 +114,7 @@ class Bowl:
 
     gnvp = hvp
 
-    def linearize(self):
+    def gradients_and_hvp(self):
         """The gradients, and `hvp`."""
         return self.gradients(), self.hvp
 

@@ -122,7 +122,7 @@ class MicroBatched(Oracle):
         """As in `Oracle`."""
         return self._mean(lambda oracle: oracle.hvp(vectors), self.weights)
 
-    def linearize(self):
+    def gradients_and_hvp(self):
         """As in `Oracle`, but for one pass."""
         return self.gradients(), self.hvp
 

@@ -77,9 +77,11 @@ def minimize(
         ftarget: a loss at which to stop.
         micro_batch_size: how many rows to compute with at a time: the same result, to rounding, in less memory. None
             for all. It needs losses that are means over rows, and neither dropout nor batch normalization.
-        jit_compile: whether programs are compiled by XLA: True, False, or "auto", which is True for arrays.
-        callback: called after each iteration with an `OptimizeResult` that has `x`, `fun` and `nit`, named
-            `intermediate_result` as in scipy; it may raise `StopIteration`.
+        jit_compile: whether programs are compiled by XLA: True, False, or "auto", which is True for arrays and a
+            `maxiter` above a thousand, since XLA's programs are fast and take seconds to compile.
+        callback: called after each iteration with an `OptimizeResult` that has `x`, `nit` and `fun` (the loss after the
+            iteration, or before it where the method does not know better), named `intermediate_result` as in scipy; it
+            may raise `StopIteration`.
         verbose: 0 for silence, 1 for a progress bar; "auto" is 1.
 
     Returns:
@@ -104,7 +106,8 @@ def minimize(
     _compile(model, loss, optimizer)
     data, whole = _data(x, y, sample_weight, micro_batch_size, model)
     ends = dict(gtol=gtol, ftol=ftol, ftarget=-math.inf if ftarget is None else float(ftarget))
-    search = _Search(model, optimizer, data, whole, ends, jit_compile)
+    xla = maxiter > 1000 and not isinstance(data, Stream) if jit_compile == "auto" else jit_compile
+    search = _Search(model, optimizer, data, whole, ends, xla)
     return search.run(maxiter, callback, verbose)
 
 
@@ -166,24 +169,31 @@ def _tensor(array):
 class _Search:
     """A minimization: its programs, and what they need."""
 
-    def __init__(self, model, optimizer, data, whole, ends, jit_compile):
+    def __init__(self, model, optimizer, data, whole, ends, xla):
         self.model, self.optimizer, self.data, self.whole, self.ends = model, optimizer, data, whole, ends
         self._meet(data if whole else data.some())
-        xla = not isinstance(data, Stream) if jit_compile == "auto" else jit_compile
-        compiled = functools.partial(tf.function, jit_compile=xla, autograph=False)
+        self._check_start()
         numbers = [tf.TensorSpec([], tf.int32)] * 2 + [tf.TensorSpec([], tf.float64)]
-        self._iterate = compiled(self._iterations).get_concrete_function(*numbers)
-        self._answer = compiled(lambda: self._oracle()()).get_concrete_function()
+        self._iterate = tf.function(self._iterations, numbers, jit_compile=xla, autograph=False).get_concrete_function()
 
     def _meet(self, part):
         """Builds what is built at the first look: outside of any program, and on one row."""
         row = tree.map_structure(lambda x: x[:1], part)
         if not self.model.built:
             self.model(keras.utils.unpack_x_y_sample_weight(row)[0])
-        Oracle(Batch(self.model, None).of(computing(self.model, row))).loss()
+        self._silent(row).loss()
         self.optimizer.build(self.model.trainable_variables)
         for minimizer in minimizers(self.optimizer):
             minimizer.forget()
+
+    def _silent(self, data):
+        """An oracle for rows whose looks change nothing."""
+        return Oracle(Batch(self.model, None).of(computing(self.model, data)))
+
+    def _check_start(self):
+        fun, jac = self.answer()
+        if not (np.isfinite(fun) and np.isfinite(jac).all()):
+            raise ValueError(f"minimize: the loss and its gradient must be finite at the start, got a loss of {fun}.")
 
     def _oracle(self):
         if self.whole:
@@ -220,15 +230,12 @@ class _Search:
 
     def answer(self):
         """The loss and its gradient, as one vector."""
-        loss, grads = self._answer()
+        loss, grads = (self._silent(self.data) if self.whole else self._oracle())()
         pairs = zip(grads, self.model.trainable_variables, strict=True)
         return float(loss), np.concatenate([np.ravel(np.zeros(v.shape, v.dtype) if g is None else g) for g, v in pairs])
 
     def run(self, maxiter, callback, verbose):
         """Iterates until an end, and tells what was found."""
-        fun, jac = self.answer()
-        if not (np.isfinite(fun) and np.isfinite(jac).all()):
-            raise ValueError(f"minimize: the loss and its gradient must be finite at the start, got a loss of {fun}.")
         bar = keras.utils.Progbar(maxiter, unit_name="iteration", verbose=int(verbose == "auto" or verbose))
         bar.stateful_metrics = {"loss"}
         nit, status, history = 0, RUNNING, []
@@ -242,7 +249,7 @@ class _Search:
             if status == RUNNING and nit >= maxiter:
                 status = LIMIT
             if callback and status == RUNNING:
-                status = self._call(callback, nit)
+                status = self._call(callback, nit, float(last))
             elif time.perf_counter() - began < 0.5 and not callback:
                 length = min(2 * length, CHUNK)
             bar.update(nit, [("loss", history[-1])], finalize=status != RUNNING)
@@ -259,9 +266,9 @@ class _Search:
     def _weights(self):
         return np.concatenate([np.ravel(v.numpy()) for v in self.model.trainable_variables])
 
-    def _call(self, callback, nit):
+    def _call(self, callback, nit, fun):
         try:
-            callback(intermediate_result=OptimizeResult(x=self._weights(), fun=self.answer()[0], nit=nit))
+            callback(intermediate_result=OptimizeResult(x=self._weights(), fun=fun, nit=nit))
         except StopIteration:
             return STOPPED
         return RUNNING

@@ -176,9 +176,9 @@ class Oracle:
 
     def hvp(self, vectors):
         """Returns the Hessian of the loss times a vector: a tensor for each weight, as `vectors` has them."""
-        return self.linearize()[1](vectors)
+        return self.gradients_and_hvp()[1](vectors)
 
-    def linearize(self):
+    def gradients_and_hvp(self):
         """Returns the gradients, and a function that multiplies a vector by the Hessian: one pass serves both."""
         tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
         with twice_differentiable(), tape:

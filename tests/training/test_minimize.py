@@ -45,7 +45,7 @@ class Forgetful(TwoSteps):
     remembers = False
 
     def iterate(self, f, at, t, h, **memory):
-        assert at.value is None
+        assert at.gradient is None
         return super().iterate(f, Point(at.x, *f(at.x)), t, h, **memory)
 
 
