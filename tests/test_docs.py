@@ -12,6 +12,12 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+SMALL = {
+    "autoencoder_kfac.py": ["--steps", "10"],
+    "large_batch_lbfgs.py": ["--passes", "20"],
+    "noisy_labels.py": ["--epochs", "8"],
+}
+"""Arguments with which an example takes a few seconds, where without any it takes more."""
 BLOCK = re.compile(r"^(?P<indent> *)```python\n(?P<code>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
 
 pytestmark = pytest.mark.slow
@@ -36,7 +42,7 @@ def test_blocks_run(page, tmp_path, monkeypatch):
 @pytest.mark.parametrize("example", EXAMPLES, ids=name_of)
 def test_example_runs(example, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", [str(example)])
+    monkeypatch.setattr("sys.argv", [str(example), *SMALL.get(example.name, [])])
     runpy.run_path(str(example), run_name="__main__")
 
 

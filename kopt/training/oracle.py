@@ -62,7 +62,9 @@ class Batch:
         """Returns the loss at these weights; `through` may put other tensors in the place of the outputs."""
         mapping = [*zip(self.variables, weights, strict=True), *self._beside()]
         self._looks += 1
-        with keras.StatelessScope(mapping, collect_losses=True) as scope:
+        compiled = self.model._compile_loss  # at its first call it makes metrics, one for the loss of each output
+        makes = compiled is not None and not compiled.built
+        with keras.StatelessScope(mapping, collect_losses=True, initialize_variables=makes) as scope:
             outputs, loss = self.compute(through)
         self.added = bool(scope.losses)
         if self.outputs is None:
