@@ -203,6 +203,7 @@ def test_only_approximate_conditions_hold_where_rounding_hides_the_descent():
     assert 0.5 <= float(step.length) < 1.5
 
 
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="numbers are float32 there, and these differ in float64")
 def test_at_a_minimum_one_evaluation_shows_that_there_is_nothing_to_see():
     step, tried = searched("zoom", lambda x: (1 + 0 * x, 0 * x - 1e-17), 1.0)
     assert not bool(step.success)
