@@ -197,7 +197,7 @@ def backtracked(case, steps, learning_rate=1.0, decrease=1e-4, shrink=0.5):
     for _ in range(steps):
         r = error(b)
         J = np.stack([error(b + 1e-20j * column).imag / 1e-20 for column in np.eye(len(b))], 1)
-        p, alpha, seen = np.linalg.lstsq(J, -r)[0], learning_rate, seen + 2
+        p, alpha, seen = np.linalg.lstsq(J, -r, rcond=None)[0], learning_rate, seen + 2
         while error(b + alpha * p) @ error(b + alpha * p) / 2 > r @ r / 2 + decrease * alpha * r @ J @ p:
             alpha, seen = shrink * alpha, seen + 1
         b = b + alpha * p

@@ -40,8 +40,8 @@ words = np.where(rng.uniform(size=(ROWS, 4, 1)) < 0.7, rng.standard_normal((ROWS
 
 def one(activation=None, kind=kopt.Model, units=2):
     inputs = keras.Input((3,))
-    hidden = layers.BatchNormalization()(layers.Dense(2, "tanh", kernel_regularizer=L2(0.3))(inputs))
-    return kind(inputs, layers.Dense(units, activation, bias_regularizer=L1L2(l2=0.2))(hidden))
+    hidden = layers.BatchNormalization()(layers.Dense(2, "tanh", kernel_regularizer=L2(0.25))(inputs))
+    return kind(inputs, layers.Dense(units, activation, bias_regularizer=L1L2(l2=0.125))(hidden))
 
 
 def two():
