@@ -49,14 +49,16 @@ class Burgers(keras.Model):
         return misfit + 10 * tf.reduce_sum(at_border * error**2) / tf.reduce_sum(at_border)
 
 
-def points(seed=0, side=20, border=100):
-    """Points (t, x), and for each its target and whether it has one: at the border, and one in each cell within."""
-    rng = np.random.default_rng(seed)
+def points(seed=0, inside=400, border=100):
+    """Points (t, x), and for each its target and whether it has one: at the border, and evenly spread within."""
     start = np.stack([np.zeros(border), np.linspace(-1, 1, border)], 1)
     times = np.linspace(0, 1, border // 2)
     sides = [np.stack([times, np.full(border // 2, x)], 1) for x in (-1.0, 1.0)]
-    cells = np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2)
-    within = (cells + rng.uniform(size=cells.shape)) / side * [1, 2] - [0, 1]
+    lattice = np.arange(inside)[:, None] * [
+        0.7548776662466927,
+        0.5698402909980532,
+    ]  # Kronecker's, of the plastic number
+    within = (lattice + np.random.default_rng(seed).uniform(size=2)) % 1 * [1, 2] - [0, 1]
     at_border = np.concatenate([start, *sides])
     targets = np.where(at_border[:, 0] == 0, -np.sin(np.pi * at_border[:, 1]), 0.0)
     y = np.concatenate([np.stack([targets, np.ones(len(targets))], 1), np.zeros((len(within), 2))])
