@@ -5,7 +5,7 @@ from typing import Unpack
 from keras import ops
 
 from kopt._backend import uniform
-from kopt.math import debias, ema, power
+from kopt.math import debias, ema, mean, power
 from kopt.optimizers.base import Common, CommonButDecay, Optimizer, Scheduled
 
 
@@ -118,7 +118,7 @@ class AdaHessian(Diagonal):
     def direction(self, g, w, t, h, *, m, v, diagonal):
         d = ops.abs(diagonal)
         if first := self.averaged(len(w.shape) - 1):  # the first axis counts weights
-            d = ops.mean(d, axis=tuple(range(1, first + 1)), keepdims=True)
+            d = mean(d, tuple(range(1, first + 1)))
         m, v = ema(m, g, h.beta_1), ops.where(self.due(t), ema(v, d * d, h.beta_2), v)
         looks = ops.floor((t - 1) / self.every) + 1
         size = power(debias(v, h.beta_2, looks), h.power / 2)
