@@ -4,7 +4,6 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # what tests compile runs a few times
 
 if os.environ["KERAS_BACKEND"] == "tensorflow":
     import tensorflow as tf
