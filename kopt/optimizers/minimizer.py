@@ -101,7 +101,6 @@ class Minimizer(Optimizer):
     """
 
     looks = True
-    full_batch = True
 
     remembers: ClassVar[bool] = True
     """Whether an iteration begins with the loss and its gradient; if not, its `Point` has no gradient."""

@@ -20,9 +20,6 @@ class Rule:
     outermost: ClassVar[bool] = False
     """Whether no other optimizer may be around it, since it decides where the step as a whole ends."""
 
-    full_batch: ClassVar[bool] = False
-    """Whether a step is meant for the whole data set at once."""
-
     sees: ClassVar[tuple[str, ...]] = ()
     """The names of what `look` returns besides gradients."""
 
