@@ -1,12 +1,12 @@
 """A Keras network as a scikit-learn regressor."""
 
 from sklearn.base import RegressorMixin, _fit_context
-from sklearn.utils import column_or_1d
 
 from kopt.estimators.base import KerasEstimator
+from kopt.estimators.targets import ValueTargets
 
 
-class KerasRegressor(RegressorMixin, KerasEstimator):
+class KerasRegressor(RegressorMixin, ValueTargets, KerasEstimator):
     """A regressor made of a Keras network, for one target or several.
 
     Networks of one structure share one compiled program: of a grid search over learning rates only the first fit
@@ -51,9 +51,6 @@ class KerasRegressor(RegressorMixin, KerasEstimator):
         True
     """
 
-    _checks_of_y = {"y_numeric": True}
-    _facts = ("n_features_in_", "n_outputs_")
-
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X, y, sample_weight=None):
         """Trains for one epoch, going on from where the last call stopped, and returns the estimator.
@@ -69,33 +66,6 @@ class KerasRegressor(RegressorMixin, KerasEstimator):
         """Returns the target of each row, of the shape that `fit` was given."""
         z = self._outputs(X)
         return z[:, 0] if self._one_column else z
-
-    def _learn_targets(self, y, begin):
-        y = column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
-        n_outputs = y.size // len(y)
-        if begin:
-            self._one_column, self.n_outputs_ = y.ndim == 1, n_outputs
-        if n_outputs != self.n_outputs_:
-            raise ValueError(f"KerasRegressor: y must have {self.n_outputs_} targets as before, got {n_outputs}.")
-        return y
-
-    def _strata(self, y):
-        return None
-
-    def _fit_loss(self, model, units, dtype):
-        """Returns the loss, and the shape and dtype of a target."""
-        from kopt.training import losses
-
-        if units != self.n_outputs_:
-            raise ValueError(
-                f"KerasRegressor: model must end in n_outputs_ = {self.n_outputs_} units, got {units} units."
-            )
-        self._target = (units,), dtype
-        return losses.resolve(self.loss or "mean_squared_error", True, type(self).__name__), self._target
-
-    def _encoded(self, y):
-        shape, dtype = self._target
-        return y.reshape(-1, *shape).astype(dtype)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
