@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 PRIVATE = {
+    keras.callbacks.Callback: ("_model",),
     keras.Model: (
         "_call_has_training_arg",
         "_compile_loss",

@@ -160,8 +160,9 @@ class KerasEstimator(CallbackSupport, BaseEstimator):
         """Trains a network on rows `X` and targets `y`, and returns the estimator.
 
         Args:
-            X: array, frame or sparse matrix of shape (rows, features). Floats of 32 bits are computed with as
-                such, all others in 64 bits.
+            X: array, frame or sparse matrix of shape (rows, features), or with a `model` of your own an array of shape
+                (rows, ...). Floats of 32 bits are computed with as such, all others in 64 bits. Of a file mapped to
+                memory (`numpy.memmap`) only a few megabytes are in memory at a time.
             y: targets, a row each.
             sample_weight: a weight for each row, not negative; a row of weight 0 counts as absent.
 

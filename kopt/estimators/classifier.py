@@ -21,39 +21,54 @@ class KerasClassifier(ClassifierMixin, ClassTargets, KerasEstimator):
     Args:
         model: None for a multilayer perceptron (parameters `model__hidden_layer_sizes`, `model__activation`,
             `model__dropout`, `model__drop_path`); a function that returns a `keras.Model`, and gets those of
-            `n_features_in_`, `n_outputs_`, `n_classes_` and `target_type_` that its signature names, besides
-            `model__*`; or a `keras.Model`, of which each fit trains a copy that starts from the model's present
+            `n_features_in_`, `input_shape_`, `n_outputs_`, `n_classes_` and `target_type_` that its signature names,
+            besides `model__*`; or a `keras.Model`, of which each fit trains a copy that starts from the model's present
             weights. The last layer has `n_outputs_` units (one for two classes), or one for each class; without
-            softmax or sigmoid its outputs are taken for logits.
+            softmax or sigmoid its outputs are taken for logits. For several targets it has units for all of their
+            classes, side by side; or the model has an output for each target.
         optimizer: name, class or instance of an optimizer of kopt or Keras; None means `kopt.Adam()`. An instance
             is copied, never changed. `optimizer__*` sets its parameters.
         loss: name of a loss in `keras.losses`, a `keras.losses.Loss`, or a function of targets and outputs that
             returns a value for each row. None means cross-entropy. With one unit for each class, losses other than
             the sparse cross-entropy see indicators of the classes.
-        class_weight: weights by class, or "balanced" for weights inverse to the classes' frequencies.
+        class_weight: weights by class, or "balanced" for weights inverse to the classes' frequencies. For several
+            targets a list of such weights, which are multiplied.
         epochs: how often to go over the rows, at most.
         batch_size: rows in a step; "auto" is a fiftieth of all, but 32 to 256.
-        early_stopping: whether to hold out some rows, and stop when their loss no longer falls; the weights
-            with the lowest are kept.
-        validation_fraction: share of the rows to hold out.
-        n_iter_no_change: epochs without a lower loss after which to stop.
+        early_stopping: whether to hold out some rows, and stop when they get no better; the best weights are kept.
+        validation_fraction: share of the rows to hold out, if `early_stopping`, `scoring` or a callback that follows
+            "val_..." asks for it, with the classes in the same shares.
+        n_iter_no_change: epochs no better than the best after which to stop.
+        scoring: what to judge the rows held out by, after each epoch: a scorer of scikit-learn, by name or as a
+            function of estimator, rows and targets; several, as in `sklearn.metrics.check_scoring`, of which the first
+            decides on stopping; or None for the loss.
+        callbacks: `keras.callbacks.Callback`s to call: a name, a class or an instance, a list of these, or a dictionary
+            by names of your own. Each fit uses copies of instances. `callbacks__name__argument` sets what a class is
+            made with, where the name is that of the class or in the dictionary.
         warm_start: whether `fit` goes on from the weights of the fit before.
         strategy: None for one device, "auto" for all devices of the best kind there are, "mirrored", or a
             `tf.distribute.MirroredStrategy` or `OneDeviceStrategy`.
         random_state: seed of weights, shuffling, dropout and the held-out rows.
         verbose: whether to show a progress bar.
-        **model__or_optimizer__: parameters of the network and of the optimizer, by these prefixes.
+        **model__or_optimizer__: parameters of the network, the optimizer and callbacks, by `model__`, `optimizer__` and
+            `callbacks__name__`.
 
     Attributes:
-        classes_: the labels; for several labels at once, their numbers.
-        n_classes_: how many there are.
+        classes_: the labels; for several labels at once, their numbers; for several targets, a list of the labels of
+            each.
+        n_classes_: how many there are; for several targets, a list.
         n_outputs_: units that the last layer of `model` is asked for.
-        target_type_: "binary", "multiclass" or "multilabel-indicator".
+        target_type_: "binary", "multiclass", "multilabel-indicator" or "multiclass-multioutput".
         n_features_in_: columns of the rows.
         model_: the trained network, a `keras.Model`.
-        loss_curve_: the mean loss of each epoch.
-        history_: the same by name, with "val_loss" when stopping early.
         n_iter_: epochs trained.
+        loss_curve_: the mean loss of each epoch.
+        best_loss_: the lowest of them.
+        validation_scores_: the score of the rows held out after each epoch, higher for better: without `scoring` the
+            negative loss. None if no rows are held out.
+        best_validation_score_: the highest of them.
+        history_: all that is known of each epoch, by name: "loss", "val_loss", "val_accuracy", ...
+        callbacks_: the callbacks that the last fit called. They are not pickled.
 
     Examples:
         >>> from sklearn.datasets import load_iris
@@ -82,6 +97,8 @@ class KerasClassifier(ClassifierMixin, ClassTargets, KerasEstimator):
         early_stopping=False,
         validation_fraction=0.1,
         n_iter_no_change=10,
+        scoring=None,
+        callbacks=None,
         warm_start=False,
         strategy=None,
         random_state=None,
@@ -97,6 +114,8 @@ class KerasClassifier(ClassifierMixin, ClassTargets, KerasEstimator):
             early_stopping=early_stopping,
             validation_fraction=validation_fraction,
             n_iter_no_change=n_iter_no_change,
+            scoring=scoring,
+            callbacks=callbacks,
             warm_start=warm_start,
             strategy=strategy,
             random_state=random_state,

@@ -15,8 +15,8 @@ class KerasRegressor(RegressorMixin, ValueTargets, KerasEstimator):
     Args:
         model: None for a multilayer perceptron (parameters `model__hidden_layer_sizes`, `model__activation`,
             `model__dropout`, `model__drop_path`); a function that returns a `keras.Model` with `n_outputs_` units
-            at its end, and gets those of `n_features_in_` and `n_outputs_` that its signature names, besides
-            `model__*`; or a `keras.Model`, of which each fit trains a copy that starts from the model's present
+            at its end, in one output or several, and gets those of `n_features_in_`, `input_shape_` and `n_outputs_`
+            that its signature names, besides `model__*`; or a `keras.Model`, of which each fit trains a copy that starts from the model's present
             weights.
         optimizer: name, class or instance of an optimizer of kopt or Keras; None means `kopt.Adam()`. An instance
             is copied, never changed. `optimizer__*` sets its parameters.
@@ -24,24 +24,36 @@ class KerasRegressor(RegressorMixin, ValueTargets, KerasEstimator):
             returns a value for each row. None means the mean squared error.
         epochs: how often to go over the rows, at most.
         batch_size: rows in a step; "auto" is a fiftieth of all, but 32 to 256.
-        early_stopping: whether to hold out some rows, and stop when their loss no longer falls; the weights
-            with the lowest are kept.
-        validation_fraction: share of the rows to hold out.
-        n_iter_no_change: epochs without a lower loss after which to stop.
+        early_stopping: whether to hold out some rows, and stop when they get no better; the best weights are kept.
+        validation_fraction: share of the rows to hold out, if `early_stopping`, `scoring` or a callback that follows
+            "val_..." asks for it.
+        n_iter_no_change: epochs no better than the best after which to stop.
+        scoring: what to judge the rows held out by, after each epoch: a scorer of scikit-learn, by name or as a
+            function of estimator, rows and targets; several, as in `sklearn.metrics.check_scoring`, of which the first
+            decides on stopping; or None for the loss.
+        callbacks: `keras.callbacks.Callback`s to call: a name, a class or an instance, a list of these, or a dictionary
+            by names of your own. Each fit uses copies of instances. `callbacks__name__argument` sets what a class is
+            made with, where the name is that of the class or in the dictionary.
         warm_start: whether `fit` goes on from the weights of the fit before.
         strategy: None for one device, "auto" for all devices of the best kind there are, "mirrored", or a
             `tf.distribute.MirroredStrategy` or `OneDeviceStrategy`.
         random_state: seed of weights, shuffling, dropout and the held-out rows.
         verbose: whether to show a progress bar.
-        **model__or_optimizer__: parameters of the network and of the optimizer, by these prefixes.
+        **model__or_optimizer__: parameters of the network, the optimizer and callbacks, by `model__`, `optimizer__` and
+            `callbacks__name__`.
 
     Attributes:
         n_outputs_: number of targets.
         n_features_in_: columns of the rows.
         model_: the trained network, a `keras.Model`.
-        loss_curve_: the mean loss of each epoch.
-        history_: the same by name, with "val_loss" when stopping early.
         n_iter_: epochs trained.
+        loss_curve_: the mean loss of each epoch.
+        best_loss_: the lowest of them.
+        validation_scores_: the score of the rows held out after each epoch, higher for better: without `scoring` the
+            negative loss. None if no rows are held out.
+        best_validation_score_: the highest of them.
+        history_: all that is known of each epoch, by name: "loss", "val_loss", "val_accuracy", ...
+        callbacks_: the callbacks that the last fit called. They are not pickled.
 
     Examples:
         >>> from sklearn.datasets import make_regression

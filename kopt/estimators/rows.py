@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import _safe_indexing
 
-LARGE = 2**26
+LARGE = 2**23
 """Bytes of a matrix from which on some of its rows are not copied, but looked up."""
 
 

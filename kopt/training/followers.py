@@ -134,7 +134,7 @@ class Validation(Follower):
 
     def end_epoch(self, number, logs):
         """Adds the loss."""
-        logs["val_loss"] = self._program.evaluate(*self.rows)
+        logs["val_loss"] = float(self._program.evaluate(*self.rows))
 
 
 class Patience(Follower):
@@ -203,7 +203,9 @@ class KerasCallbacks(Follower):
         self._model = course.program.model
         self._model.optimizer, self._model.stop_training = course.program.optimizer, False
         facts = {"epochs": course.first + course.epochs, "steps": course.steps, "verbose": 0}
-        self._list = keras.callbacks.CallbackList(self.callbacks, model=self._model, **facts)
+        self._logs = {}
+        last = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: self._logs.update(logs))
+        self._list = keras.callbacks.CallbackList([*self.callbacks, last], model=self._model, **facts)
         self._list.on_train_begin()
 
     def begin_epoch(self, number):
@@ -220,8 +222,9 @@ class KerasCallbacks(Follower):
         return self._model.stop_training
 
     def end_epoch(self, number, logs):
-        """Calls `on_epoch_end`."""
+        """Calls `on_epoch_end`; what callbacks add to the numbers stays."""
         self._list.on_epoch_end(number, logs)
+        logs |= self._logs
         return self._model.stop_training
 
     def end(self, logs):

@@ -136,12 +136,14 @@ class Program:
             return lambda order: float(self.epoch(*rows, order, batch_size))
         block = max(BLOCK // (row * batch_size), 1) * batch_size
 
+        def within_block(these):
+            rows = dense(X[these]), dense(y[these]), w[these]
+            return float(self.epoch(*rows, np.arange(len(these), dtype="int32"), batch_size))
+
         def epoch(order):
             total = 0.0
             for start in range(0, len(order), block):
-                these = order[start : start + block]
-                rows = dense(X[these]), dense(y[these]), w[these]
-                total += float(self.epoch(*rows, np.arange(len(these), dtype="int32"), batch_size))
+                total += within_block(order[start : start + block])
             return total
 
         return epoch
@@ -228,4 +230,4 @@ def predictions(predict, X, weights):
 
 def dense(X):
     """Rows as an array."""
-    return X.toarray() if hasattr(X, "toarray") else X
+    return X.toarray() if hasattr(X, "toarray") else np.asarray(X)
