@@ -11,6 +11,7 @@ from keras.src.trainers.epoch_iterator import EpochIterator
 from keras.src.utils.python_utils import pythonify_logs
 
 PRIVATE = {
+    keras.callbacks.Callback: ("_model",),
     keras.Model: (
         "_assert_compile_called",
         "_call_has_training_arg",

@@ -2,5 +2,6 @@
 
 from kopt.estimators.classifier import KerasClassifier
 from kopt.estimators.regressor import KerasRegressor
+from kopt.estimators.transformer import KerasTransformer
 
-__all__ = ["KerasClassifier", "KerasRegressor"]
+__all__ = ["KerasClassifier", "KerasRegressor", "KerasTransformer"]

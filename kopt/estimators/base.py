@@ -1,5 +1,6 @@
 """What both estimators share: parameters and their routing, validation, and the course of a fit."""
 
+import dataclasses
 import difflib
 import functools
 import inspect
@@ -7,19 +8,20 @@ from numbers import Integral, Real
 
 import numpy as np
 from sklearn.base import BaseEstimator, _fit_context
-from sklearn.model_selection import train_test_split
-from sklearn.utils import _safe_indexing, check_random_state
+from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from kopt._checks import needs_tensorflow
+from kopt.estimators.callback_support import CallbackSupport
 from kopt.estimators.networks import mlp
+from kopt.estimators.rows import Rows
 
-ROUTES = ("model__", "optimizer__")
+ROUTES = ("model__", "optimizer__", "callbacks__")
 
 
-class KerasEstimator(BaseEstimator):
-    """Base of `kopt.KerasClassifier` and `kopt.KerasRegressor`."""
+class KerasEstimator(CallbackSupport, BaseEstimator):
+    """Base of `kopt.KerasClassifier`, `kopt.KerasRegressor` and `kopt.KerasTransformer`."""
 
     _parameter_constraints = {
         "model": [callable, None],
@@ -30,6 +32,8 @@ class KerasEstimator(BaseEstimator):
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "scoring": [str, callable, list, tuple, dict, None],
+        "callbacks": [str, callable, list, tuple, dict, HasMethods(["on_epoch_end", "set_model"]), None],
         "warm_start": ["boolean"],
         "strategy": [StrOptions({"auto", "mirrored"}), HasMethods(["scope", "run"]), None],
         "random_state": ["random_state"],
@@ -47,6 +51,8 @@ class KerasEstimator(BaseEstimator):
         early_stopping=False,
         validation_fraction=0.1,
         n_iter_no_change=10,
+        scoring=None,
+        callbacks=None,
         warm_start=False,
         strategy=None,
         random_state=None,
@@ -61,6 +67,8 @@ class KerasEstimator(BaseEstimator):
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
+        self.scoring = scoring
+        self.callbacks = callbacks
         self.warm_start = warm_start
         self.strategy = strategy
         self.random_state = random_state
@@ -70,14 +78,14 @@ class KerasEstimator(BaseEstimator):
                 own = ", ".join(self._get_param_names())
                 raise TypeError(
                     f"{type(self).__name__}: {name} is no parameter; it takes {own}, "
-                    "and model__* and optimizer__* for the network and the optimizer."
+                    "and model__*, optimizer__* and callbacks__* for the network, the optimizer and callbacks."
                 )
         self.__dict__.update(model__or_optimizer__)
 
     # ---- parameters ----------------------------------------------------------------------------------------------
 
     def get_params(self, deep=True):
-        """Returns the parameters by name, `model__*` and `optimizer__*` included.
+        """Returns the parameters by name, `model__*`, `optimizer__*` and `callbacks__*` included.
 
         Args:
             deep: whether to add the parameters of an optimizer given as an instance.
@@ -152,8 +160,9 @@ class KerasEstimator(BaseEstimator):
         """Trains a network on rows `X` and targets `y`, and returns the estimator.
 
         Args:
-            X: array, frame or sparse matrix of shape (rows, features). Floats of 32 bits are computed with as
-                such, all others in 64 bits.
+            X: array, frame or sparse matrix of shape (rows, features), or with a `model` of your own an array of shape
+                (rows, ...). Floats of 32 bits are computed with as such, all others in 64 bits. Of a file mapped to
+                memory (`numpy.memmap`) only a few megabytes are in memory at a time.
             y: targets, a row each.
             sample_weight: a weight for each row, not negative; a row of weight 0 counts as absent.
 
@@ -166,22 +175,32 @@ class KerasEstimator(BaseEstimator):
 
     def _go_on(self, X, y, sample_weight, **targets):
         """What `partial_fit` does."""
-        if self.early_stopping:
-            raise ValueError(f"{type(self).__name__}: partial_fit needs early_stopping=False, got True.")
+        for name, value, plain in (
+            ("early_stopping", bool(self.early_stopping), False),
+            ("scoring", self.scoring, None),
+        ):
+            if value is not plain:
+                raise ValueError(f"{type(self).__name__}: partial_fit needs {name}={plain}, got {value!r}.")
         begin = not self.__sklearn_is_fitted__()
-        return self._fit(X, y, sample_weight, begin=begin, epochs=1, fresh=begin, **targets)
+        return self._fit(X, y, sample_weight, begin=begin, epochs=1, fresh=begin, holds_out=False, **targets)
 
-    def _fit(self, X, y, sample_weight, *, begin, epochs, fresh, **targets):
-        """Trains; `begin` learns what the data look like, `fresh` makes a new network and optimizer."""
+    def _fit(self, X, y, sample_weight, *, begin, epochs, fresh, holds_out=True, **targets):
+        """Trains; `begin` learns what the data look like, `fresh` makes a new network and optimizer.
+
+        Rows may be held out where `holds_out` says so.
+        """
         _require_tensorflow(type(self).__name__)
+        from kopt.estimators.followers import followers_of
+
+        table = X
         X, y = self._validated(X, y, begin)
         if begin:
             self.__dict__.pop("_network", None)  # a fit that fails must not leave an older network with newer facts
-        w = self._weights(sample_weight, X)
-        X, y, w = self._present(w, X, y, w)
-        codes = self._learn_targets(y, begin, **targets)
-        w = self._class_weighted(w, y)
-        X, codes, w = self._present(w, X, codes, w)
+        owner, w = type(self).__name__, self._weights(sample_weight, X)
+        table = table if hasattr(self, "feature_names_in_") else X
+        rows = Rows(X, y, w, table, None if sample_weight is None else w).present(owner)
+        codes = self._learn_targets(rows.X if y is None else rows.y, begin, **targets)
+        rows = dataclasses.replace(rows, codes=codes, w=self._class_weighted(rows.w, rows.y)).present(owner)
         random = check_random_state(self.random_state)
         network = self._new_network(X.dtype.name, random) if fresh else self._network
         if not fresh:
@@ -189,27 +208,18 @@ class KerasEstimator(BaseEstimator):
         if fresh and not begin:
             network.start_from(self._network.weights)
             network.history = {name: list(values) for name, values in self._network.history.items()}
-        validation = None
-        if self.early_stopping:
-            X, X_val, codes, codes_val, w, w_val = train_test_split(
-                X, codes, w,
-                test_size=self.validation_fraction,
-                random_state=random.randint(2**31 - 1),
-                stratify=self._strata(codes),
-            )  # fmt: skip
-            validation = X_val, self._encoded(codes_val), w_val
+        rows, followers, judge = followers_of(self, rows, epochs, random if holds_out else None)
         network.train(
-            X, self._encoded(codes), w,
+            rows.X, self._encoded(rows.codes), rows.w,
             epochs=epochs,
-            batch_size=None if self.batch_size == "auto" else min(self.batch_size, len(w)),
-            validation=validation,
-            patience=self.n_iter_no_change,
-            verbose=bool(self.verbose),
+            batch_size=None if self.batch_size == "auto" else min(self.batch_size, len(rows.w)),
+            followers=followers,
         )  # fmt: skip
         self._network = network
-        self.history_ = network.history
-        self.loss_curve_ = network.history["loss"]
-        self.n_iter_ = len(self.loss_curve_)
+        self.history_, self.loss_curve_ = network.history, network.history["loss"]
+        self.n_iter_, self.best_loss_ = len(self.loss_curve_), min(self.loss_curve_, default=None)
+        scores = judge and [judge.sign * value for value in self.history_[f"val_{judge.name}"]]
+        self.validation_scores_, self.best_validation_score_ = scores, max(scores or [], default=None)
         return self
 
     def _new_network(self, dtype, random):
@@ -218,7 +228,7 @@ class KerasEstimator(BaseEstimator):
         optimizer = self._optimizer_to_build()
         facts = {name: getattr(self, name) for name in self._facts}
         build = self._model_to_build(**facts)
-        blueprint = Blueprint(build, self.n_features_in_, dtype, self.strategy, type(self).__name__)
+        blueprint = Blueprint(build, self.input_shape_, dtype, self.strategy, type(self).__name__)
         seeds = random.randint(2**31 - 1, size=2)
         draft, units, initial = blueprint.draft(int(seeds[0]))
         loss, target = self._fit_loss(draft, units, dtype)
@@ -226,15 +236,31 @@ class KerasEstimator(BaseEstimator):
 
     def _validated(self, X, y, begin):
         dtype = [np.float64, np.float32] if begin else self._network.blueprint.dtype
-        return validate_data(
-            self, X, y, reset=begin, accept_sparse="csr", dtype=dtype, multi_output=True, **self._checks_of_y
-        )
+        given = y is not None or self.__sklearn_tags__().target_tags.required
+        targets = {"y": y, "multi_output": True, **self._checks_of_y} if given else {}
+        X, y = self._checked(X, begin, dtype=dtype, **targets)
+        if begin and self.model is None and X.ndim > 2:
+            raise ValueError(
+                f"{type(self).__name__}: X must have shape (rows, features) for the default network, got shape "
+                f"{X.shape}. Pass as model a function that builds a network for its argument input_shape_."
+            )
+        return X, y
 
-    def _present(self, w, *arrays):
-        """The arrays' rows whose weight is not zero."""
-        if not w.any():
-            raise ValueError(f"{type(self).__name__}: sample_weight must not be zero for every row.")
-        return arrays if w.all() else [_safe_indexing(a, np.flatnonzero(w)) for a in arrays]
+    def _checked(self, X, begin, **checks):
+        """The rows and, if there are any, the targets; `begin` learns the shape of a row."""
+        found = validate_data(self, X, reset=begin, accept_sparse="csr", allow_nd=True, **checks)
+        X, y = found if isinstance(found, tuple) else (found, None)
+        if begin:
+            self.input_shape_ = tuple(X.shape[1:])
+        if X.shape[1:] != self.input_shape_:
+            who = type(self).__name__
+            raise ValueError(f"{who}: rows of X must have shape {self.input_shape_} as in fit, got {X.shape[1:]}.")
+        return X, y
+
+    def _rows(self, X):
+        """Rows for the fitted network."""
+        check_is_fitted(self)
+        return self._checked(X, begin=False, dtype=self._network.blueprint.dtype)[0]
 
     def _class_weighted(self, w, y):
         return w
@@ -248,15 +274,18 @@ class KerasEstimator(BaseEstimator):
     # ---- the fitted network --------------------------------------------------------------------------------------
 
     def _outputs(self, X):
-        check_is_fitted(self)
-        X = validate_data(self, X, reset=False, accept_sparse="csr", dtype=self._network.blueprint.dtype)
-        return self._network(X)
+        rows = self._rows(X)
+        return self._network(rows)
 
     @property
     def model_(self):
         """The trained network, a `keras.Model` with weights of its own."""
         check_is_fitted(self)
         return self._network.model()
+
+    def __getstate__(self):
+        state = super().__getstate__()
+        return {name: value for name, value in state.items() if name != "callbacks_"}  # some hold open files
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "_network")

@@ -116,7 +116,7 @@ def test_several_labels(activation):
     p = net.predict_proba(X / 10)
     assert p.shape == net.decision_function(X / 10).shape == (90, 4)
     np.testing.assert_array_equal(p > 0.5, net.predict(X / 10))
-    with pytest.raises(ValueError, match="KerasClassifier: y must be multilabel-indicator as before, got"):
+    with pytest.raises(ValueError, match="y must be multilabel-indicator as before, in 4 columns, got"):
         net.partial_fit(X / 10, y[:, 0])
 
 
