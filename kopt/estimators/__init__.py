@@ -1,6 +1,7 @@
 """Keras networks as scikit-learn estimators. Importing or constructing one imports neither TensorFlow nor Keras."""
 
 from kopt.estimators.classifier import KerasClassifier
+from kopt.estimators.files import load
 from kopt.estimators.regressor import KerasRegressor
 
-__all__ = ["KerasClassifier", "KerasRegressor"]
+__all__ = ["KerasClassifier", "KerasRegressor", "load"]

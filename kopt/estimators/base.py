@@ -9,13 +9,15 @@ from sklearn.utils import _safe_indexing, check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from kopt.estimators.parameters import Parameters, invalid, require_tensorflow
+from kopt.estimators.display import Display
+from kopt.estimators.files import Files
+from kopt.estimators.parameters import invalid, require_tensorflow
 
 DTYPES = {"float32", "float64", "mixed_float16", "mixed_bfloat16", "float16", "bfloat16"}
 """Names of Keras's dtype policies in which a network may train."""
 
 
-class KerasEstimator(Parameters):
+class KerasEstimator(Files, Display):
     """Base of `kopt.KerasClassifier` and `kopt.KerasRegressor`."""
 
     _parameter_constraints = {

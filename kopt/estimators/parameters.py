@@ -1,6 +1,7 @@
 """Parameters of an estimator: its own by name, its network's and its optimizer's by prefix, and what they may be."""
 
 import contextlib
+import copy
 import functools
 import inspect
 import sys
@@ -61,6 +62,15 @@ class Parameters(BaseEstimator):
         if not isinstance(self.strategy, str | None):
             import kopt.distribute.strategy  # noqa: F401 - teaches pickle about strategies
         return super().__getstate__()
+
+    def __sklearn_clone__(self):
+        if not _is_model(self.model):
+            return super().__sklearn_clone__()
+        bare = copy.copy(self)
+        bare.model = None
+        twin = super(Parameters, bare).__sklearn_clone__()
+        twin.model = self.model  # which no fit changes; to copy it takes Keras a while, and fails once it is compiled
+        return twin
 
     def _check_name(self, name):
         own = self._get_param_names()
@@ -258,9 +268,9 @@ def copy_of(template):
     """Returns a model like this one, with weights of its own that are equal."""
     import keras
 
-    copy = keras.models.clone_model(template)
-    copy.set_weights(template.get_weights())
-    for layer in copy._flatten_layers():
+    twin = keras.models.clone_model(template)
+    twin.set_weights(template.get_weights())
+    for layer in twin._flatten_layers():
         if hasattr(layer, "finalize_state"):  # of a preprocessing layer: what it computes with, from its weights
             layer.finalize_state()
-    return copy
+    return twin
