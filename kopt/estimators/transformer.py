@@ -33,6 +33,8 @@ class KerasTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClassT
         callbacks: Keras's callbacks.
         warm_start: whether `fit` goes on from the weights of the fit before.
         strategy: of the devices to use.
+        device: the one device to use, as TensorFlow names it.
+        dtype: Keras's dtype policy.
         random_state: seed of weights, shuffling, dropout and the held-out rows.
         verbose: whether to show a progress bar.
         **model__or_optimizer__: parameters of the network and the optimizer, by these prefixes, and of callbacks, by
@@ -75,6 +77,8 @@ class KerasTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClassT
         callbacks=None,
         warm_start=False,
         strategy=None,
+        device=None,
+        dtype=None,
         random_state=None,
         verbose=0,
         **model__or_optimizer__,
@@ -92,6 +96,8 @@ class KerasTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClassT
             callbacks=callbacks,
             warm_start=warm_start,
             strategy=strategy,
+            device=device,
+            dtype=dtype,
             random_state=random_state,
             verbose=verbose,
             **model__or_optimizer__,
@@ -137,6 +143,8 @@ class KerasTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClassT
     @property
     def _targets(self):
         return ClassTargets if self.task_ == "classification" else ValueTargets
+
+    _known_facts = ClassTargets._facts
 
     @property
     def _facts(self):
