@@ -1,5 +1,6 @@
 """What both estimators share: parameters, validation of data, and the course of a fit."""
 
+import dataclasses
 from numbers import Integral, Real
 
 import numpy as np

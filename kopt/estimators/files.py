@@ -42,8 +42,8 @@ class Files(Parameters):
                 writer.code[id(value)] = parameter
                 parameters[parameter] = writer.write(value)
         fitted = {}
-        for attribute, value in vars(self).items():
-            if attribute in parameters:
+        for attribute, value in self.__getstate__().items():
+            if attribute in parameters or attribute == "_sklearn_version":
                 continue
             try:
                 fitted[attribute] = writer.write(value)

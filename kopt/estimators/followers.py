@@ -8,6 +8,7 @@ from sklearn.metrics import check_scoring
 from sklearn.model_selection import train_test_split
 
 from kopt.estimators import callbacks
+from kopt.estimators.parameters import invalid
 from kopt.training.followers import Follower, KerasCallbacks, Patience, Progress, Validation
 
 
@@ -25,7 +26,8 @@ def followers_of(estimator, rows, epochs, random):
         rows held out, or None.
     """
     owner = type(estimator).__name__
-    called = callbacks.instances(estimator.callbacks, estimator._routed("callbacks__"), owner)
+    with invalid():
+        called = callbacks.instances(estimator.callbacks, estimator._routed("callbacks__"), owner)
     estimator.callbacks_ = called
     followers, judge = [], None
     needy = [callback for callback in called if callbacks.follows_validation(callback)]

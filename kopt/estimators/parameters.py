@@ -19,7 +19,7 @@ ROUTES = ("model__", "optimizer__", "callbacks__")
 
 
 class Parameters(BaseEstimator):
-    """An estimator that also takes `model__*`, `optimizer__*` and `callbacks__*`, and checks them all before anything is computed."""
+    """An estimator that also takes `model__*`, `optimizer__*` and `callbacks__*`, and checks them all beforehand."""
 
     model: Any
     optimizer: Any

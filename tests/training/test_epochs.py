@@ -210,7 +210,10 @@ def test_epochs_are_one_call_unless_somebody_wants_the_batches(pair, monkeypatch
     by_epoch = [kinds.ModelCheckpoint(tmp_path / "m.weights.h5", save_weights_only=True), kinds.EarlyStopping("loss")]
     assert calls_of(model, monkeypatch, verbose=0, callbacks=[Watch(), *by_epoch]) == [5, 5]
     assert (
-        calls_of(model, monkeypatch, verbose=0, callbacks=[kinds.LambdaCallback(on_train_batch_end=lambda batch, logs: None)]) == [1] * 10
+        calls_of(
+            model, monkeypatch, verbose=0, callbacks=[kinds.LambdaCallback(on_train_batch_end=lambda batch, logs: None)]
+        )
+        == [1] * 10
     )
     assert calls_of(model, monkeypatch, verbose=0, callbacks=[kinds.TerminateOnNaN()]) == [1] * 10
     capsys.readouterr()
