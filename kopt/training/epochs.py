@@ -52,7 +52,9 @@ class Step:
 
     def __init__(self, step, structure, specs):
         self._step, self._structure, self.specs = step, structure, specs
-        self._kind = type(tf.Variable(0.0))  # itself, where tf.Variable would ask TensorFlow's trace to make one
+        self._kind = type(
+            tf.Variable(tf.zeros(()))
+        )  # itself, where tf.Variable would ask TensorFlow's trace to make one
         self.traced = tf.function(self.plain).get_concrete_function(*specs)
         self.outputs = self.traced.structured_outputs
 
@@ -87,8 +89,8 @@ class Pace:
             self._each = seconds / steps
 
 
-class Epochs:
-    """The compiled programs of a `train_step` or `test_step`: any number of steps in one call.
+class Program:
+    """A model's `train_step` or `test_step`, any number of times in one call, compiled.
 
     The metrics are the model's own variables, so that it does not matter how many steps a call takes.
 
@@ -99,12 +101,29 @@ class Epochs:
 
     def __init__(self, model, step):
         self.model, self.step, self.pace = model, step, Pace()
-        self.refused = ""
-        """Why XLA cannot compile it, once that is known."""
         # A step that returns other logs than the metrics' results speaks for itself, as in Keras's loop.
         self._speaks = not isinstance(step.outputs, dict) or step.outputs.keys() != model.get_metrics_result().keys()
         self._programs = {}
         self._lock = threading.Lock()
+
+    def _silence(self):
+        """What steps have said before the first one: a tuple of tensors, empty where they do not speak."""
+        return tuple(tf.zeros(x.shape, x.dtype) for x in tree.flatten(self.step.outputs)) if self._speaks else ()
+
+    def _said(self, logs):
+        """What a step says with its logs."""
+        return tuple(tree.flatten(logs)) if self._speaks else ()
+
+    def _logs(self, said):
+        """The logs after the last step."""
+        return tree.pack_sequence_as(self.step.outputs, said) if self._speaks else self.model.get_metrics_result()
+
+
+class Epochs(Program):
+    """The program for rows that lie on the device."""
+
+    refused = ""
+    """Why XLA cannot compile it, once that is known."""
 
     def uses_xla(self, jit, planned):
         """Whether to compile with XLA: as the user says, or where `jit` is "auto", if it pays in these steps."""
@@ -150,15 +169,49 @@ class Epochs:
     @tf.autograph.experimental.do_not_convert
     def _program(self, compiled, *arguments):
         *tensors, order, first, last, rows, size, like = arguments
-        step, outputs = self.step.plain if compiled else self.step.traced, self.step.outputs
+        step = self.step.plain if compiled else self.step.traced
         # What a step sees is the same with and without XLA, a number of rows that only XLA's compiler knows: Keras
         # weighs some of its metrics otherwise where Python knows it.
         length = tf.shape(like)[0] if compiled else None
 
-        def take(indices, state):
-            logs = step(*(tf.gather(tensor, indices) for tensor in tensors))
-            return tuple(tree.flatten(logs)) if self._speaks else state
+        def take(indices, said):
+            return self._said(step(*(tf.gather(tensor, indices) for tensor in tensors)))
 
-        none = [tf.zeros(x.shape, x.dtype) for x in tree.flatten(outputs)] if self._speaks else ()
-        said = over_batches(take, order, first, last, rows, size, none, length)
-        return tree.pack_sequence_as(outputs, said) if self._speaks else self.model.get_metrics_result()
+        return self._logs(over_batches(take, order, first, last, rows, size, self._silence(), length))
+
+
+class Streamed(Program):
+    """The program for batches that an iterator yields."""
+
+    def __call__(self, batches, steps, jit, planned):
+        """Takes steps on the next batches, and returns how many there were, and the logs after them.
+
+        Args:
+            batches: an iterator of a `tf.data.Dataset`.
+            steps: how many at most.
+            jit: True, False or "auto", for what Keras would choose, of whether to compile each step with XLA.
+            planned: how many there will be in all, which makes no difference.
+        """
+        with self._lock:
+            if not self._programs:
+                step = self.step.traced
+                if self.model.jit_compile:
+                    step = tf.function(self.step.plain, reduce_retracing=True, jit_compile=True)
+                self._programs[True] = tf.function(functools.partial(self._program, step))
+        taken, logs = self._programs[True](batches, tf.constant(min(steps, COUNT.dtype.max)))
+        return int(taken), logs
+
+    @tf.autograph.experimental.do_not_convert
+    def _program(self, step, batches, steps):
+        def body(taken, more, said):
+            batch = batches.get_next_as_optional()
+
+            def take():
+                parts = [x for x in tree.flatten(batch.get_value()) if not isinstance(x, tf.experimental.Optional)]
+                return taken + 1, True, self._said(step(*parts))
+
+            return tf.cond(batch.has_value(), take, lambda: (taken, False, said))
+
+        start = tf.constant(0), tf.constant(True), self._silence()
+        taken, _, said = tf.while_loop(lambda n, more, _: more & (n < steps), body, start, parallel_iterations=1)
+        return taken, self._logs(said)

@@ -1,18 +1,19 @@
 """Keras's `fit` and `evaluate`, around compiled programs of many steps: callbacks, validation, progress."""
 
 import contextlib
-import dataclasses
+import functools
 import time
 import warnings
 
 import keras
 import tensorflow as tf
 
-from kopt._backend import batches_of, numbers, split
+from kopt._backend import are_arrays, batches_of, numbers, split
 from kopt.training.cache import Cache
-from kopt.training.epochs import Epochs, Step
+from kopt.training.epochs import Epochs, Step, Streamed
 from kopt.training.progress import Progress
-from kopt.training.rows import Rows
+from kopt.training.rows import Rows, has_rows
+from kopt.training.stream import Stream
 
 LIVE, QUIET = 0.15, 1.0
 """Seconds that a call takes, about, where a progress bar waits for it, and where Ctrl-C may."""
@@ -30,23 +31,12 @@ class Engine:
         self.jit, self.validation = jit, None
         self._programs = Cache(size=8)
 
-    @contextlib.contextmanager
-    def validating(self, arguments, times):
-        """Keeps the data of these arguments of `evaluate` while it is called so many times."""
-        if arguments is not None:
-            names = dict(arguments, steps_per_epoch=arguments["steps"])
-            data = Rows(batches_of(**{name: value for name, value in names.items() if name != "steps"}))
-            self.validation = data, times * data.steps
-        try:
-            yield
-        finally:
-            self.validation = None
-
     def program(self, model, task, data):
         """The program for a task on data of these types, from the cache or made anew."""
 
         def make():
-            return Epochs(model, Step(getattr(model, f"{task}_step"), data.structure, data.specs))
+            kind = Epochs if isinstance(data, Rows) else Streamed
+            return kind(model, Step(getattr(model, f"{task}_step"), data.structure, data.specs))
 
         return self._programs.find((task, *data.key), make)
 
@@ -92,8 +82,8 @@ def fit(
         epochs = most
     if validation_split and validation_data is None:
         (x, y, sample_weight), validation_data = split((x, y, sample_weight), validation_split)
-    how = dict(steps_per_epoch=steps_per_epoch, class_weight=class_weight, shuffle=shuffle)
-    data = Rows(batches_of(x, y, sample_weight, batch_size=batch_size, **how), shuffle)
+    how = dict(steps_per_epoch=steps_per_epoch, class_weight=class_weight)
+    data = _data(model, shuffle, x=x, y=y, sample_weight=sample_weight, batch_size=batch_size, **how)
     validation = None
     if validation_data is not None:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(validation_data)
@@ -105,11 +95,11 @@ def fit(
     callbacks.on_train_begin()
     progress.epoch = model._initial_epoch or progress.epoch
     remaining, logs = range(progress.epoch, epochs), None
-    with model._engine.validating(validation, len(remaining)):
+    with _validating(model, validation, len(remaining)):
         for epoch in remaining:
             model.reset_metrics()
             callbacks.on_epoch_begin(epoch)
-            logs = _epoch("train", model, data, callbacks, progress, len(remaining) * data.steps)
+            logs = _epoch("train", model, data, callbacks, progress, len(remaining) * (data.steps or 0))
             if validation is not None and model._should_eval(epoch, validation_freq):
                 how = dict(callbacks=callbacks, return_dict=True, _use_cached_eval_dataset=True)
                 logs |= {f"val_{name}": value for name, value in model.evaluate(**validation, **how).items()}
@@ -123,14 +113,37 @@ def fit(
     return model.history
 
 
+@contextlib.contextmanager
+def _validating(model, arguments, times):
+    """Keeps the data of these arguments of `evaluate` while it is called so many times."""
+    if arguments is not None:
+        how = dict(arguments)
+        data = _data(model, False, steps_per_epoch=how.pop("steps"), **how)
+        model._engine.validation = data, times * (data.steps or 0)
+    try:
+        yield
+    finally:
+        model._engine.validation = None
+
+
+def _data(model, shuffle, **arguments):
+    """The data, as rows or as a stream."""
+    iterator = batches_of(**arguments, shuffle=shuffle)
+    if are_arrays(iterator) and has_rows(iterator, model):
+        return Rows(iterator, shuffle)
+    return Stream(iterator)
+
+
 def evaluate(model, *, x, y, batch_size, verbose, sample_weight, steps, callbacks, return_dict, cached):
     """`keras.Model.evaluate` in compiled programs; where `cached`, on the data that `fit` validates on."""
     model._assert_compile_called("evaluate")
     if cached:
         data, planned = model._engine.validation
+        data.rewind()
     else:
-        data = Rows(batches_of(x, y, sample_weight, batch_size=batch_size, steps_per_epoch=steps))
-        planned = data.steps
+        how = dict(sample_weight=sample_weight, batch_size=batch_size, steps_per_epoch=steps)
+        data = _data(model, False, x=x, y=y, **how)
+        planned = data.steps or 0
     callbacks = _listed(callbacks, model, verbose, 1, data.steps)
     model.stop_evaluating = False
     callbacks.on_test_begin()
@@ -156,38 +169,18 @@ def _epoch(task, model, data, callbacks, progress, planned):
     seconds = LIVE if any(_is_live(callback) for callback in callbacks.callbacks) else QUIET
     program = model._engine.program(model, task, data)
     logs = None
-    with contextlib.closing(data.epoch(progress.seed, progress.epoch, progress.step)) as parts:
-        walk = _Walk(parts)
+    run = functools.partial(program, jit=model._engine.jit, planned=planned)
+    with contextlib.closing(data.walk(progress)) as walk:
         while not (logs and getattr(model, stop)) and walk.goes_on():
             begin(progress.step)
-            part = walk.next(model.steps_per_execution if each else program.pace.steps(seconds))
             start = time.perf_counter()
-            logs = numbers(program(part, data.batch_size, model._engine.jit, planned))
-            taken = part.last - part.first
-            program.pace.learn(taken, time.perf_counter() - start)
-            progress.step += taken
-            end(progress.step - 1, logs)
+            taken, found = walk.take(run, model.steps_per_execution if each else program.pace.steps(seconds))
+            if taken:
+                logs = numbers(found)
+                program.pace.learn(taken, time.perf_counter() - start)
+                progress.step += taken
+                end(progress.step - 1, logs)
     return numbers(model.get_metrics_result()) if logs is None else logs
-
-
-class _Walk:
-    """Takes the batches of parts in runs of any length."""
-
-    def __init__(self, parts):
-        self._parts, self._part = parts, None
-
-    def goes_on(self):
-        """Whether there are batches left."""
-        if self._part is None:
-            self._part = next(self._parts, None)
-        return self._part is not None
-
-    def next(self, steps):
-        """Returns the next batches, at most so many."""
-        part = self._part
-        last = min(part.first + steps, part.last)
-        self._part = None if last == part.last else dataclasses.replace(part, first=last)
-        return dataclasses.replace(part, last=last)
 
 
 def _is_live(callback):

@@ -57,7 +57,7 @@ class Model(keras.Model):
     @property
     def _engine(self):
         """The compiled programs."""
-        return vars(self).setdefault("_compiled_engine", loop.Engine())
+        return self.__dict__.setdefault("_compiled_engine", loop.Engine())
 
     def compile(
         self,
@@ -78,7 +78,7 @@ class Model(keras.Model):
         how = dict(weighted_metrics=weighted_metrics, run_eagerly=run_eagerly, steps_per_execution=steps_per_execution)
         how |= dict(jit_compile=jit_compile, auto_scale_loss=auto_scale_loss)
         super().compile(optimizer, loss, loss_weights, metrics, **how)
-        vars(self)["_compiled_engine"] = loop.Engine("auto" if jit_compile == "auto" else self.jit_compile)
+        self.__dict__["_compiled_engine"] = loop.Engine("auto" if jit_compile == "auto" else self.jit_compile)
 
     def get_compile_config(self):
         """Returns what `compile` was given, for saving: `jit_compile="auto"` too, which Keras resolves."""

@@ -39,6 +39,15 @@ class Part:
     rows: int
 
 
+def has_rows(iterator, model):
+    """Whether arrays are dense, or scipy's sparse ones for a model that takes dense ones."""
+    arrays = [array for array in tree.flatten(iterator.data_adapter._inputs) if array is not None]
+    if any(hasattr(array, "tocsr") for array in arrays):
+        inputs = getattr(model, "inputs", None) or ()
+        return not any(getattr(tensor, "sparse", False) for tensor in inputs)
+    return not any(isinstance(array, tf.SparseTensor | tf.RaggedTensor) for array in arrays)
+
+
 class Rows:
     """Arrays with one row for each sample.
 
@@ -64,9 +73,9 @@ class Rows:
         self.steps = self._asked or self._per_pass
         sample = self._take(slice(0, 1))
         self.specs = [tf.TensorSpec([None, *x.shape[1:]], x.dtype) for x in sample]
-        row = sum(x.dtype.size * int(np.prod(x.shape)) for x in sample)
+        row = sum(x.dtype.size * x.shape.num_elements() for x in sample)
         mapped = any(isinstance(array, np.memmap) for array in self.arrays)
-        self._per_block = None
+        self._per_block = 0  # for all in one
         if row * self.number > (BLOCK if mapped else RESIDENT):
             self._per_block = max(BLOCK // (row * self.batch_size), 1)
         self._resident = None
@@ -76,7 +85,14 @@ class Rows:
         """What of the data goes into a program."""
         return repr(self.structure), *self.specs
 
-    def epoch(self, seed, epoch, step=0):
+    def walk(self, progress):
+        """Returns a `Walk` over what is left of an epoch. Close it."""
+        return Walk(self, self._parts(progress.seed, progress.epoch, progress.step))
+
+    def rewind(self):
+        """Does nothing: where a walk begins, `progress` says."""
+
+    def _parts(self, seed, epoch, step):
         """Yields the `Part`s of an epoch, from a step of it on.
 
         Where an epoch has less steps than there are batches, a pass over all of them takes several epochs.
@@ -86,7 +102,7 @@ class Rows:
         order = order_of(self.number, self.batch_size, self.shuffle, seed, number)
         first, last = begin + step, min(end, self._per_pass)
         if first < last:
-            yield from (self._whole if self._per_block is None else self._blocks)(order, first, last)
+            yield from (self._blocks if self._per_block else self._whole)(order, first, last)
         if end > self._per_pass and self._asked:
             warnings.warn(
                 f"Your input ran out of data: it has {self._per_pass} batches, and steps_per_epoch is {self._asked}.",
@@ -125,6 +141,30 @@ class Rows:
     def _take(self, index):
         """The rows' tensors, as Keras makes them."""
         return [tf.convert_to_tensor(x) for x in as_tensors([_part(array, index) for array in self.arrays])]
+
+
+class Walk:
+    """Takes the batches of parts, any number in a call of a program."""
+
+    def __init__(self, rows, parts):
+        self._rows, self._parts, self._part = rows, parts, None
+
+    def goes_on(self):
+        """Whether there are batches left."""
+        if self._part is None:
+            self._part = next(self._parts, None)
+        return self._part is not None
+
+    def take(self, program, steps):
+        """Runs a program on the next batches, at most so many; returns how many, and what it returns."""
+        part: Any = self._part
+        last = min(part.first + steps, part.last)
+        self._part = None if last == part.last else dataclasses.replace(part, first=last)
+        return last - part.first, program(dataclasses.replace(part, last=last), self._rows.batch_size)
+
+    def close(self):
+        """Ends the making of blocks."""
+        self._parts.close()
 
 
 def _indexable(array):

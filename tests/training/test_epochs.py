@@ -194,9 +194,9 @@ def calls_of(model, monkeypatch, **how):
     """The steps that each call of a program of training takes."""
     taken, call = [], epochs.Epochs.__call__
 
-    def counted(self, part, *rest):
+    def counted(self, part, *rest, **how):
         taken.append(part.last - part.first)
-        return call(self, part, *rest)
+        return call(self, part, *rest, **how)
 
     with monkeypatch.context() as patch:
         patch.setattr(epochs.Epochs, "__call__", counted)
@@ -402,3 +402,82 @@ def test_data_in_blocks_are_the_same_data(resident, monkeypatch):
         np.testing.assert_allclose(ours["loss"][epoch], theirs["loss"][0], rtol=1e-5)
     for a, b in zip(model.get_weights(), other.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+class Batches(keras.utils.PyDataset):
+    """Calls of its hooks count."""
+
+    def __init__(self, size=5):
+        super().__init__()
+        self.size, self.begun, self.ended = size, 0, 0
+
+    def __len__(self):
+        return -(-len(X) // self.size)
+
+    def __getitem__(self, number):
+        these = slice(number * self.size, (number + 1) * self.size)
+        return X[these], Y[these]
+
+    def on_epoch_begin(self):
+        self.begun += 1
+
+    def on_epoch_end(self):
+        self.ended += 1
+
+
+def dataset(size=5):
+    return tf.data.Dataset.from_tensor_slices((X, Y)).batch(size)
+
+
+def endless():
+    while True:
+        yield from iter(dataset().as_numpy_iterator())
+
+
+STREAMS = {
+    "dataset": (lambda: dict(x=dataset())),
+    "repeated": (lambda: dict(x=dataset().repeat(), steps_per_epoch=7)),
+    "a dataset over epochs": (lambda: dict(x=dataset(), steps_per_epoch=2, epochs=2)),
+    "unknown length": (lambda: dict(x=dataset().filter(lambda x, y: True))),
+    "validation": (lambda: dict(x=X, y=Y, batch_size=5, validation_data=dataset(4), validation_steps=3)),
+    "PyDataset": (lambda: dict(x=Batches(), class_weight={0: 3.0, 1: 1.0})),
+    "generator": (lambda: dict(x=endless(), steps_per_epoch=4)),
+    "sparse tensors": (lambda: dict(x=tf.sparse.from_dense(X * (X > 0)), y=Y, batch_size=5)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data", "ignore:`shuffle=True` was passed")
+@pytest.mark.parametrize("make", STREAMS.values(), ids=STREAMS)
+def test_a_stream_is_that_of_keras(pair, make):
+    assert_same(pair, lambda model: model.fit(**dict(epochs=3, shuffle=False, verbose=0) | make()).history)
+
+
+@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
+def test_streams_have_many_steps_in_a_call(pair, monkeypatch):
+    (model, _), _ = pair
+    taken, call = [], epochs.Streamed.__call__
+
+    def counted(self, batches, steps, **how):
+        found = call(self, batches, steps, **how)
+        taken.append(found[0])
+        return found
+
+    monkeypatch.setattr(epochs.Streamed, "__call__", counted)
+    monkeypatch.setattr(epochs.Pace, "steps", lambda self, seconds: 3)
+    data = Batches()
+    model.fit(data, epochs=2, verbose=0, shuffle=False)
+    assert taken == [3, 2] * 2
+    assert (data.begun, data.ended) == (2, 2)
+    model.evaluate(dataset(), verbose=0)
+    assert taken[4:] == [3, 2]
+    watch = WatchBatches()
+    model.fit(dataset(), verbose=0, shuffle=False, callbacks=[watch])
+    assert [event[:2] for event in watch.events[:-1]] == [(kind, n) for n in range(5) for kind in ("begin", "end")]
+    with pytest.warns(UserWarning, match="ran out of data after 5 batches, and steps_per_epoch is 7"):
+        model.fit(dataset(), steps_per_epoch=7, verbose=0, shuffle=False)
+
+
+def test_a_stream_may_be_compiled_by_xla():
+    model, other = plain(jit_compile=True), plain(keras.Model)
+    ours, theirs = (m.fit(dataset(), verbose=0, shuffle=False).history for m in (model, other))
+    np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=1e-5)
