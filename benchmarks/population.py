@@ -18,6 +18,7 @@ from rich.table import Table
 from sklearn.datasets import load_digits
 
 import kopt
+from kopt.training.network import PROGRAMS
 
 X, Y = load_digits(return_X_y=True)
 X = (X / 16).astype("float32")
@@ -46,7 +47,7 @@ def population(size, epochs, jit_compile):
 def estimators(size, epochs):
     """`KerasClassifier`s, all but the first of which find their program compiled."""
     rates = [10 ** np.random.uniform(-4, -2) for _ in range(size)]
-    kopt.training.network.PROGRAMS.clear()
+    PROGRAMS.clear()
     began = time.perf_counter()
     for number, rate in enumerate(rates):
         kopt.KerasClassifier(
@@ -76,11 +77,14 @@ def main():
     asked = parser.parse_args()
     steps = asked.epochs * -(-len(X) // BATCH)
     table = Table(title=f"digits, 64-128-64-10, batch {BATCH}, {asked.epochs} epochs of {steps // asked.epochs} steps")
-    for column in (
-        "models", "population\nXLA, s", "graph, s", "ms a step\nXLA", "estimators\none by one, s", "Keras's fit\ntimes models, s",
-        "population over\nestimators", "over\nKeras's fit",
-    ):  # fmt: skip
-        table.add_column(column, justify="right")
+    table.add_column("models", justify="right")
+    table.add_column("s\nby XLA", justify="right")
+    table.add_column("s\nas a graph", justify="right")
+    table.add_column("ms a step\nby XLA", justify="right")
+    table.add_column("s, estimators\none by one", justify="right")
+    table.add_column("s, Keras's fit\none, times models", justify="right")
+    table.add_column("ratio to\nestimators", justify="right")
+    table.add_column("ratio to\nKeras's fit", justify="right")
     for size in asked.sizes:
         turns = [
             (population(size, asked.epochs, True), population(size, asked.epochs, False),

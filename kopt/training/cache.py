@@ -5,6 +5,7 @@ import threading
 import types
 import warnings
 from collections import OrderedDict
+from collections.abc import Mapping
 
 import keras
 import numpy as np
@@ -142,7 +143,7 @@ def _is_library(module):
     return str(module).partition(".")[0] in ("keras", "kopt")
 
 
-def frozen(value, names=types.MappingProxyType({})):
+def frozen(value, names: Mapping[str, int] = types.MappingProxyType({})):
     """A hashable copy of a configuration, with layers numbered instead of named and without the libraries' seeds."""
     if isinstance(value, dict):
         if _is_library(value.get("module")) and isinstance(value.get("config"), dict):

@@ -74,7 +74,8 @@ def fit_population(
     check_choice(OWNER, (True, False, "auto"), jit_compile=jit_compile)
     data, held_out = _tensors(x, y, sample_weight), None
     if validation_data is not None:
-        held_out = _tensors(*keras.utils.unpack_x_y_sample_weight(tuple(validation_data)), "validation_data")
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(tuple(validation_data))
+        held_out = _tensors(x, y, sample_weight, "validation_data")
     first_row = tree.map_structure(lambda a: a[:1], data)
     check_alike(models, first_row[0])
     orders = _orders(seed, len(models), _rows(data), shuffle)

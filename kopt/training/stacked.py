@@ -138,13 +138,14 @@ class Stacked:
 
         if one_batch:
             return _mapped(lambda own: step(*own, batch), (state, metrics))
-        return _mapped(lambda own: step(*own), (state, metrics, batch))
+        return _mapped(lambda own: step(own[0], own[1], own[2]), (state, metrics, batch))
 
     def _look(self, state, metrics, batch):
         """Metrics of all models after a look at a batch."""
 
         def look(own):
-            with self._at(*own) as scope:
+            state, metrics = own
+            with self._at(state, metrics) as scope:
                 self.model.test_step(batch)
             return self._left_in(scope)[1]
 
