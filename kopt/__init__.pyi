@@ -108,5 +108,6 @@ from .optimizers import layerwise_decay as layerwise_decay
 from .search import TunerSearchCV as TunerSearchCV
 from .training.minimize import minimize as minimize
 from .training.model import Model as Model
+from .training.population import fit_population as fit_population
 
 __version__: str

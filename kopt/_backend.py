@@ -3,9 +3,11 @@
 import contextlib
 import inspect
 import math
+import types
 from typing import Any
 
 import keras
+from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.trainers.data_adapters import array_data_adapter, array_slicing
 from keras.src.trainers.epoch_iterator import EpochIterator
 from keras.src.utils.python_utils import pythonify_logs
@@ -37,7 +39,9 @@ PRIVATE = {
         "_overwrite_variable_with_gradient",
         "_track_variable",
         "_trainable_variables",
+        "_trainable_variables_indices",
         "_untrack_variable",
+        "_var_key",
     ),
 }
 """Private attributes of Keras's objects that kopt reads, calls or overrides."""
@@ -125,7 +129,7 @@ def dense(x):
 
 def assign(variable, value):
     """Sets a variable; where replicas compute, this replica's copy alone, so that no replica waits for another."""
-    if not on_tensorflow():
+    if not on_tensorflow() or in_stateless_scope():
         variable.assign(value)
         return
     _local(variable).assign(value, read_value=False)
@@ -139,6 +143,39 @@ def _local(variable):
     if isinstance(variable, tf.distribute.DistributedValues) and not tf.distribute.in_cross_replica_context():
         variable = variable._get()
     return variable
+
+
+def pure(optimizer):
+    """The same optimizer, built, in a form whose `apply` changes nothing but the `keras.StatelessScope` around it.
+
+    On TensorFlow, Keras's own assign past the scope, to the variables of a strategy. The methods that do so give way
+    to those of the class that all backends share, unless a class has its own.
+
+    Raises:
+        ValueError: what the optimizer does cannot be had in this form.
+    """
+    if not on_tensorflow():
+        return optimizer
+    kind, who = type(optimizer), type(optimizer).__name__
+    shared, own = (next(c for c in kind.__mro__ if c.__name__ == name) for name in ("BaseOptimizer", "TFOptimizer"))
+    assigning = [name for name in vars(own) if name in vars(shared) and not name.startswith("__")]
+    by_keras = kind._backend_apply_gradients is shared._backend_apply_gradients
+    if "_backend_update_step" in {n for c in kind.__mro__[: kind.__mro__.index(own)] for n in vars(c)}:
+        raise ValueError(f"keras.optimizers.{who} assigns past a keras.StatelessScope. Try kopt.{who}.")
+    if by_keras and (optimizer.gradient_accumulation_steps or optimizer.ema_overwrite_frequency):
+        raise ValueError(
+            f"keras.optimizers.{who} assigns past a keras.StatelessScope with gradient_accumulation_steps or "
+            f"ema_overwrite_frequency. Try kopt.{who}."
+        )
+    free = object.__new__(kind)
+    free.__dict__.update(vars(optimizer))
+    for name in assigning:
+        if getattr(kind, name) is vars(own)[name]:
+            free.__dict__[name] = types.MethodType(vars(shared)[name], free)
+    free.__dict__["_trainable_variables_indices"] = {
+        free._var_key(variable): number for number, variable in enumerate(optimizer._trainable_variables)
+    }
+    return free
 
 
 def stack(tensors):
@@ -173,7 +210,8 @@ def cholesky(a):
 def fused(function, state, variables):
     """What a pure function makes of a state, by one kernel where that is faster: in a plain TensorFlow graph, by XLA.
 
-    Run eagerly it would compile at each call, and XLA takes no part in a step of several replicas.
+    Run eagerly it would compile at each call, XLA takes no part in a step of several replicas, and in a
+    `keras.StatelessScope` nothing is to be assigned.
 
     Args:
         function: takes the state and returns one like it.
@@ -181,7 +219,7 @@ def fused(function, state, variables):
         variables: the variables that hold the state, in the same dicts and tuples, or None in the place of some. The
             kernel reads and assigns them itself, without a copy; the state that is returned has None in their place.
     """
-    if not on_tensorflow() or under_strategy():
+    if not on_tensorflow() or under_strategy() or in_stateless_scope():
         return function(state)
     import tensorflow as tf
 

@@ -198,12 +198,12 @@ class DAdaptAdam(Optimizer):
     def shared(self):
         return dict(distance=self.initial_distance, numerator=0.0)
 
-    def step(self, d, t, h):
+    def corrected(self, d, t, h):
         """d, corrected for bias where asked"""
         return d * correction(t, h) if self.bias_correction else d
 
     def longer(self, s, g, d, t, h):
-        return ema(s, h.learning_rate * self.step(d, t, h) * g, ops.sqrt(h.beta_2))
+        return ema(s, h.learning_rate * self.corrected(d, t, h) * g, ops.sqrt(h.beta_2))
 
     def measure(self, g, w, t, h, *, v, s, **_):
         gained = ops.sum(g * s / (ops.sqrt(v) + h.epsilon))
@@ -211,12 +211,12 @@ class DAdaptAdam(Optimizer):
 
     def advance(self, t, h, *, gained, length):
         beta = ops.sqrt(h.beta_2)
-        numerator = ema(h.numerator, h.learning_rate * self.step(h.distance, t, h) * gained, beta)
+        numerator = ema(h.numerator, h.learning_rate * self.corrected(h.distance, t, h) * gained, beta)
         estimate = ratio(numerator, (1 - beta) * length)
         return dict(distance=grown(h.distance, estimate, self.growth_rate), numerator=numerator)
 
     def direction(self, g, w, t, h, *, m, v, s):
-        step = self.step(h.last.distance, t, h)
+        step = self.corrected(h.last.distance, t, h)
         m, v = ema(m, step * g, h.beta_1), ema(v, g * g, h.beta_2)
         u = m / (ops.sqrt(v) + h.epsilon) + step * super().finish(ops.zeros_like(w), w, h)
         return u, dict(m=m, v=v, s=self.longer(s, g, h.last.distance, t, h))

@@ -5,6 +5,7 @@ import threading
 import types
 import warnings
 from collections import OrderedDict
+from collections.abc import Mapping
 
 import keras
 import numpy as np
@@ -58,13 +59,14 @@ def structure_of_model(model):
     all that layers hold besides weights and layers is compared, so that a lambda or an attribute set by hand counts.
     """
     layers = list(model._flatten_layers())
-    names = {layer.name: number for number, layer in enumerate(layers)}
+    operations = [operation for layer in layers for operation in getattr(layer, "operations", ())]
+    names = {part.name: number for number, part in enumerate((*operations, *layers))}
     try:
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # of lambdas, that are not saved here
-            config = _frozen(model.get_config(), names)
+            config = frozen(model.get_config(), names)
     except NotImplementedError:  # a subclassed model that cannot be told from another one
         config = model
-    traits = tuple((type(layer), _frozen(_traits(layer), names)) for layer in layers)
+    traits = tuple((type(layer), frozen(_traits(layer), names)) for layer in layers)
     return config, traits, _specs(model.variables)
 
 
@@ -80,15 +82,16 @@ def inputs_of_optimizer(kind, config):
     return inputs
 
 
-def structure_of_optimizer(kind, config):
+def structure_of_optimizer(kind, config, zeros=True):
     """What of an optimizer goes into a compiled program: all but the numbers that it keeps in variables.
 
-    Of these it matters whether they are zero: without momentum, for one, there is no velocity.
+    Of these it matters whether they are zero: without momentum, for one, there is no velocity. Not where `zeros` is
+    False: for what is compared by its variables, too.
     """
     given = {name: value for name, value in inputs_of_optimizer(kind, config).items() if name in config}
-    inputs = {n: "zero" if x == 0 and n != "learning_rate" else "number" for n, x in given.items()}
-    parts = {n: structure_of_optimizer(type(p), p.get_config()) for n, p in _parts(kind, config).items()}
-    return kind, _frozen({name: x for name, x in (config | inputs | parts).items() if name != "name"}, {})
+    inputs = {n: "zero" if zeros and x == 0 and n != "learning_rate" else "number" for n, x in given.items()}
+    parts = {n: structure_of_optimizer(type(p), p.get_config(), zeros) for n, p in _parts(kind, config).items()}
+    return kind, frozen({name: x for name, x in (config | inputs | parts).items() if name != "name"}, {})
 
 
 def _parts(kind, config):
@@ -103,11 +106,11 @@ def _parts(kind, config):
 def structure_of_loss(loss):
     """What of a loss goes into a compiled program: a Keras loss by its configuration, else the function it is."""
     if isinstance(loss, keras.losses.Loss):
-        return type(loss), _frozen(loss.get_config(), {}), _frozen(_traits(loss), {})
+        return type(loss), frozen(loss.get_config(), {}), frozen(_traits(loss), {})
     if isinstance(loss, losses.Heads):
         return losses.Heads, structure_of_loss(loss.loss), loss.units
     if isinstance(loss, functools.partial):
-        return loss.func, _frozen(_trait(loss.args), {}), _frozen(_trait(loss.keywords), {})
+        return loss.func, frozen(_trait(loss.args), {}), frozen(_trait(loss.keywords), {})
     return loss
 
 
@@ -144,19 +147,19 @@ def _is_library(module):
     return str(module).partition(".")[0] in ("keras", "kopt")
 
 
-def _frozen(value, names):
+def frozen(value, names: Mapping[str, int] = types.MappingProxyType({})):
     """A hashable copy of a configuration, with layers numbered instead of named and without the libraries' seeds."""
     if isinstance(value, dict):
         if _is_library(value.get("module")) and isinstance(value.get("config"), dict):
             value = {**value, "config": {k: v for k, v in value["config"].items() if k != "seed"}}
         if isinstance(value.get("name"), str):
             value = {**value, "name": names.get(value["name"], value["name"])}
-        items = ((k, _frozen(v, names)) for k, v in value.items())
+        items = ((k, frozen(v, names)) for k, v in value.items())
         return tuple(sorted(items, key=lambda item: str(item[0])))
     if isinstance(value, list | tuple):
         if [type(x) for x in value] == [str, int, int]:  # where a tensor comes from: layer, call, output
             return (names.get(value[0], value[0]), *value[1:])
-        return tuple(_frozen(x, names) for x in value)
+        return tuple(frozen(x, names) for x in value)
     if isinstance(value, np.ndarray):
         return value.shape, value.dtype.str, value.tobytes()
     try:

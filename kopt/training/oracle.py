@@ -44,7 +44,8 @@ class Batch:
         self.loss: Any = None
         self.outputs: Any = None
         self.added = False
-        self._others = [(variable, dense(variable)) for variable in model.non_trainable_variables]
+        others = (*model.non_trainable_variables, *model.metrics_variables)
+        self._others = [(variable, dense(variable)) for variable in others]
         self._looks = 0
 
     @property

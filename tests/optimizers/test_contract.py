@@ -1,5 +1,7 @@
 """Every optimizer, in its default form and with everything switched on, keeps the contract."""
 
+import inspect
+
 import pytest
 
 import kopt
@@ -128,3 +130,9 @@ assert CASES.keys() >= CORE
 def test_contract(case):
     checked = check_optimizer(CASES[case])
     assert len(checked) >= 12
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_steps_are_kopts(case):
+    """A method of a rule that happens to be called `step` would be taken for a step by `kopt.Model`."""
+    assert [*inspect.signature(type(CASES[case]).step).parameters] == ["self", "oracle", "variables", "apply"]
