@@ -16,8 +16,8 @@ class KerasRegressor(RegressorMixin, ValueTargets, KerasEstimator):
         model: None for a multilayer perceptron (parameters `model__hidden_layer_sizes`, `model__activation`,
             `model__dropout`, `model__drop_path`); a function that returns a `keras.Model` with `n_outputs_` units
             at its end, in one output or several, and gets those of `n_features_in_`, `input_shape_` and `n_outputs_`
-            that its signature names, besides `model__*`; or a `keras.Model`, of which each fit trains a copy that starts from the model's present
-            weights.
+            that its signature names, besides `model__*`; or a `keras.Model`, of which each fit trains a copy that
+            starts from the model's present weights.
         optimizer: name, class or instance of an optimizer of kopt or Keras; None means `kopt.Adam()`. An instance
             is copied, never changed. `optimizer__*` sets its parameters.
         loss: name of a loss in `keras.losses`, a `keras.losses.Loss`, or a function of targets and outputs that
