@@ -33,10 +33,11 @@ class Rows:
 
     def take(self, index):
         """Returns some of the rows."""
-        held = vars(self)
-        same = self.given is self.X
-        taken = {name: None if a is None else some(a, index) for name, a in held.items() if name != "given"}
-        return Rows(**taken, given=taken["X"] if same else _safe_indexing(self.given, index))
+        X = some(self.X, index)
+        others = {name: a for name, a in vars(self).items() if name != "X"}
+        return Rows(
+            X, **{n: a if a is None else X if a is self.X else _safe_indexing(a, index) for n, a in others.items()}
+        )
 
     def present(self, owner):
         """Returns the rows whose weight is not zero."""

@@ -144,7 +144,7 @@ class Network:
             ValueError: the loss is no longer a finite number, or the optimizer takes the data set as one batch and
                 `batch_size` is less.
         """
-        program, n_rows, followers = self._program(), len(y), All(followers)
+        program, n_rows, followers = self._program(), len(w), All(followers)
         first, logs = len(self.history.setdefault("loss", [])), {}
         with program.lock, distributed.scope(program.strategy):
             program.load(self._state)

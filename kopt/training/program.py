@@ -134,7 +134,7 @@ class Program:
             batch_size: rows in a step; the last one of an epoch takes what is left.
         """
         row = math.prod(X.shape[1:]) * X.dtype.itemsize
-        if len(y) * row <= WHOLE:
+        if len(w) * row <= WHOLE:
             rows = [tf.constant(dense(a)) for a in (X, y, w)]
             return lambda order: float(self.epoch(*rows, order, batch_size))
         block = max(BLOCK // (row * batch_size), 1) * batch_size

@@ -16,7 +16,7 @@ from sklearn.linear_model import LinearRegression
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import kopt
-from kopt import KerasClassifier, KerasRegressor
+from kopt import KerasClassifier, KerasRegressor, KerasTransformer
 
 X, y = make_classification(90, 6, n_informative=4, n_classes=3, random_state=0)
 two = y > 0
@@ -47,7 +47,12 @@ class Builder:
 
 
 @pytest.mark.slow
-@parametrize_with_checks([KerasClassifier(), KerasRegressor(), KerasClassifier(Builder()), KerasRegressor(Builder())])
+@parametrize_with_checks(
+    [
+        *(kind(model) for kind in (KerasClassifier, KerasRegressor) for model in (None, Builder())),
+        *(KerasTransformer(model, epochs=1) for model in (None, Builder())),
+    ]
+)
 def test_sklearn_checks(estimator, check):
     check(estimator)
 
