@@ -1,6 +1,6 @@
 """Estimators in files without pickle: JSON and arrays in a zip, which may come from strangers."""
 
-import importlib.metadata
+import importlib
 import importlib.util
 import inspect
 import json
@@ -49,7 +49,7 @@ class Files(Parameters):
                 fitted[attribute] = writer.write(value)
             except NotWritable as error:
                 raise TypeError(f"{name}: {attribute} cannot be written to a file: {error}. Pickle it.") from None
-        document = {"format": FORMAT, "kopt": importlib.metadata.version("kopt"), "class": name}
+        document = {"format": FORMAT, "kopt": importlib.import_module("kopt").__version__, "class": name}
         document |= {"parameters": parameters, "fitted": fitted}
         unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         try:

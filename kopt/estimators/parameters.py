@@ -240,22 +240,28 @@ def _is_model(model):
 
 
 def _optimizer_named(name, owner):
-    import keras
-
-    from kopt import optimizers
-
-    found = {
-        known.lower(): cls
-        for source in (keras.optimizers, optimizers)  # kopt's own come last, and win
-        for known, cls in vars(source).items()
-        if isinstance(cls, type) and issubclass(cls, keras.optimizers.Optimizer) and _stands_alone(cls)
-    }
+    found = _optimizers()
     if name.lower() not in found:
         names = [cls.__name__ for cls in found.values()]
         raise InvalidParameterError(
             f"{owner}: optimizer must be one of {', '.join(sorted(names))}, got {name!r}.{hint(name, names)}"
         )
     return found[name.lower()]
+
+
+@functools.cache
+def _optimizers():
+    """The classes of optimizers by their names in lower case."""
+    import keras
+
+    from kopt import optimizers
+
+    return {
+        known.lower(): cls
+        for source in (keras.optimizers, optimizers)  # kopt's own come last, and win
+        for known, cls in vars(source).items()
+        if isinstance(cls, type) and issubclass(cls, keras.optimizers.Optimizer) and _stands_alone(cls)
+    }
 
 
 def _stands_alone(optimizer):

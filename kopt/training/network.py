@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import random
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -104,7 +105,7 @@ class Network:
         self.blueprint, self.optimizer, self.loss, self.target = blueprint, optimizer, loss, target
         self.history = {}
         self._rng = np.random.default_rng(seed)
-        self._key, self._model, self._tensors = self._key_of(draft), None, None
+        self._key, self._found, self._model, self._tensors = self._key_of(draft), None, None, None
         self._n_weights = len(initial)
         self._state = [*initial, *self._program().unused_optimizer(cache.inputs_of_optimizer(*optimizer))]
 
@@ -224,9 +225,13 @@ class Network:
     def _program(self):
         """The program of this structure, from the cache or compiled anew."""
         check_fork(self.blueprint.owner)
-        if self._key is None:
-            self._key = self._key_of(self.blueprint.draft(seed=0)[0])
-        return PROGRAMS.find(self._key, self._compile)
+        found = self._found and self._found()
+        if found is None or PROGRAMS.latest is not found:
+            if self._key is None:
+                self._key = self._key_of(self.blueprint.draft(seed=0)[0])
+            found = PROGRAMS.find(self._key, self._compile)
+            self._found = weakref.ref(found)
+        return found
 
     def _key_of(self, draft):
         structures = (
@@ -261,7 +266,7 @@ class Network:
         )
 
     def __getstate__(self):
-        return {**vars(self), "_key": None, "_model": None, "_tensors": None}
+        return {**vars(self), "_key": None, "_found": None, "_model": None, "_tensors": None}
 
 
 def _epoch(train, order, w, batch_size, follower):
