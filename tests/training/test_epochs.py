@@ -481,3 +481,76 @@ def test_a_stream_may_be_compiled_by_xla():
     model, other = plain(jit_compile=True), plain(keras.Model)
     ours, theirs = (m.fit(dataset(), verbose=0, shuffle=False).history for m in (model, other))
     np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=1e-5)
+
+
+def two(kind):
+    keras.utils.set_random_seed(0)
+    a, b = keras.Input((3,), name="a"), keras.Input((3,), name="b")
+    hidden = layers.BatchNormalization()(layers.Dense(4)(layers.Add()([a, b])))
+    return kind(dict(a=a, b=b), dict(one=layers.Dense(2)(hidden), all=[hidden, layers.Dropout(0.5)(a)]))
+
+
+def test_predictions_are_those_of_keras():
+    ours, theirs = two(kopt.Model), two(keras.Model)  # not compiled
+    x = dict(a=X, b=-2 * X[::-1])
+    for how in (dict(batch_size=5), dict(batch_size=64), dict(steps=2, batch_size=5), dict(batch_size=23), {}):
+        found, expected = (model.predict(x, verbose=0, **how) for model in (ours, theirs))
+        keras.tree.assert_same_structure(found, expected)
+        for one, other in zip(keras.tree.flatten(found), keras.tree.flatten(expected), strict=True):
+            assert isinstance(one, np.ndarray)
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    row = ours.predict({name: rows_[:1] for name, rows_ in x.items()}, verbose=0)
+    assert row["one"].shape == (1, 2)
+
+
+def test_predictions_follow_the_weights_and_compile_once(capsys):
+    model = plain()
+    Counted.calls = 0
+    before = model.predict(X, batch_size=5)
+    assert "5/5" in capsys.readouterr().out
+    model.predict(X[:1], verbose=0)
+    model.layers[-1].bias.assign([3.0, 0.0])
+    after = model.predict(X, verbose=0)
+    assert (after[:, 0] > before[:, 0]).all()
+    assert Counted.calls == 1
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+def test_predictions_that_programs_cannot_join_are_left_to_keras():
+    class Lengths(layers.Layer):
+        def call(self, x):
+            return tf.RaggedTensor.from_tensor(x, padding=0.0)
+
+        def compute_output_spec(self, x):
+            return keras.KerasTensor((None, None))
+
+    inputs = keras.Input((3,))
+    found = kopt.Model(inputs, Lengths()(inputs)).predict(np.eye(3), batch_size=2, verbose=0)
+    assert isinstance(found, tf.RaggedTensor)
+    model = plain()
+    np.testing.assert_allclose(
+        model.predict(((x,) for x in (X[:5], X[5:])), verbose=0), model.predict(X, verbose=0), rtol=1e-5
+    )
+
+
+class WatchOutputs(keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def on_predict_batch_end(self, batch, logs=None):
+        self.seen.append((batch, logs["outputs"].shape[0]))
+        self.model.stop_predicting = batch == 2
+
+
+def test_a_callback_of_predict_gets_every_batch_and_may_stop():
+    watch = WatchOutputs()
+    assert len(plain().predict(X, batch_size=5, verbose=0, callbacks=[watch])) == 15
+    assert watch.seen == [(0, 5), (1, 5), (2, 5)]
+
+
+def test_predictions_under_xla():
+    model, other = plain(jit_compile=True), plain()
+    for size in (5, 23):
+        found, expected = (m.predict(X, batch_size=size, verbose=0) for m in (model, other))
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
