@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import sklearn
 from sklearn.datasets import load_digits, make_classification
+from sklearn.metrics import get_scorer
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -45,9 +46,10 @@ def test_weights_are_routed_through_a_search(scoring):
     net = KerasClassifier(epochs=2, batch_size=60, random_state=0, scoring=scoring)
     w = 1.0 * (np.arange(60) % 2)
     with sklearn.config_context(enable_metadata_routing=True):
-        net.set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
+        net.set_fit_request(sample_weight=True)
+        scorer = get_scorer("accuracy").set_score_request(sample_weight=True)
         pipeline = make_pipeline(StandardScaler().set_fit_request(sample_weight=False), net)
-        search = GridSearchCV(pipeline, {"kerasclassifier__epochs": [2]}, cv=2, error_score="raise")
+        search = GridSearchCV(pipeline, {"kerasclassifier__epochs": [2]}, scoring=scorer, cv=2, error_score="raise")
         search.fit(X, y, sample_weight=w)
         assert search.get_metadata_routing().consumes("fit", ["sample_weight"]) == {"sample_weight"}
     fitted = search.best_estimator_[-1]
