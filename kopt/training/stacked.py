@@ -137,7 +137,7 @@ class Stacked:
             return self._left_in(scope)
 
         if one_batch:
-            return _mapped(lambda own: step(*own, batch), (state, metrics))
+            return _mapped(lambda own: step(own[0], own[1], batch), (state, metrics))
         return _mapped(lambda own: step(own[0], own[1], own[2]), (state, metrics, batch))
 
     def _look(self, state, metrics, batch):
