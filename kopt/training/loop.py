@@ -10,11 +10,11 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
-from kopt._backend import batches_of, numbers, split
+from kopt._backend import batches_of, numbers
 from kopt.training.cache import Cache
 from kopt.training.epochs import Epochs, Predictions, Step, Streamed
 from kopt.training.progress import Progress
-from kopt.training.rows import Rows, are_rows
+from kopt.training.rows import Rows, are_rows, split_rows
 from kopt.training.stream import Stream
 
 LIVE, QUIET = 0.15, 1.0
@@ -85,7 +85,7 @@ def fit(
         warnings.warn(f"Limiting epochs to {most}", stacklevel=3)
         epochs = most
     if validation_split and validation_data is None:
-        (x, y, sample_weight), validation_data = split((x, y, sample_weight), validation_split)
+        (x, y, sample_weight), validation_data = split_rows((x, y, sample_weight), validation_split)
     how = dict(steps_per_epoch=steps_per_epoch, class_weight=class_weight)
     data = _data(model, shuffle, x=x, y=y, sample_weight=sample_weight, batch_size=batch_size, **how)
     validation = None

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
-from kopt._backend import are_arrays, as_tensors
+from kopt._backend import are_arrays, as_tensors, split
 from kopt.training.progress import order_of
 
 RESIDENT = 2**28
@@ -46,6 +46,16 @@ def are_rows(model, *data):
         return False
     sparse = any(getattr(tensor, "sparse", False) for tensor in getattr(model, "inputs", None) or ())
     return not (sparse and any(hasattr(array, "tocsr") for array in arrays))
+
+
+def split_rows(data, fraction):
+    """Parts of arrays for training and for validation, the last rows, as Keras has them. Memory maps stay maps."""
+    mapped = tree.map_structure(lambda x: np.arange(len(x)) if isinstance(x, np.memmap) else x, data)
+
+    def part(x, some):
+        return x[some[0] : some[-1] + 1] if isinstance(x, np.memmap) else some
+
+    return tuple(tree.map_structure(part, data, some) for some in split(mapped, fraction))
 
 
 class Rows:
@@ -169,7 +179,17 @@ class Walk:
 
 
 def _indexable(array):
-    """An array of which rows can be taken."""
+    """An array of which rows can be taken.
+
+    Raises:
+        ValueError: its rows differ in shape.
+    """
+    if str(getattr(array, "dtype", "")) == "object" and not all(isinstance(x, str) for x in np.ravel(array)):
+        kinds = sorted({type(x).__name__ for x in np.ravel(array)})
+        raise ValueError(
+            f"Model: rows of an array must be numbers or strings of one shape, got objects of type {', '.join(kinds)}. "
+            "Pad ragged rows with keras.utils.pad_sequences, or pass a tf.RaggedTensor."
+        )
     if hasattr(array, "tocsr"):
         return array.tocsr()
     return array if tf.is_tensor(array) or hasattr(array, "iloc") else np.asanyarray(array)

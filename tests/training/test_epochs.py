@@ -1,6 +1,8 @@
 """Epochs as compiled programs mean what Keras's own loop means, whatever is asked of it."""
 
 import itertools
+import pathlib
+import re
 import signal
 import threading
 import time
@@ -8,6 +10,7 @@ import time
 import keras
 import numpy as np
 import pytest
+import scipy.sparse
 import tensorflow as tf
 
 import kopt
@@ -384,6 +387,11 @@ def test_arguments_are_checked_before_any_step():
         kopt.Model(model.inputs, model.outputs).fit(X, Y)
     with pytest.raises(ValueError, match=r"arguments must be those of keras.Model.evaluate, got \{'rows'"):
         model.evaluate(X, Y, rows=3)
+    ragged = np.array([[1.0], [1.0, 2.0], [3.0]], dtype=object)
+    with pytest.raises(ValueError, match=r"rows of an array must be numbers .* got objects of type list. Pad ragged"):
+        model.fit(ragged, Y[:3], verbose=0)
+    with pytest.raises(ValueError, match="cardinality"):
+        model.fit([np.ones(3), np.ones(2)], Y[:2], verbose=0)
     assert model.progress is None
 
 
@@ -402,6 +410,56 @@ def test_data_in_blocks_are_the_same_data(resident, monkeypatch):
         np.testing.assert_allclose(ours["loss"][epoch], theirs["loss"][0], rtol=1e-5)
     for a, b in zip(model.get_weights(), other.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_a_sparse_matrix_is_its_dense_one(pair, monkeypatch):
+    monkeypatch.setattr(rows, "RESIDENT", 0)
+    monkeypatch.setattr(rows, "BLOCK", 200)
+    (model, _), weights = pair
+    dense = X * (X > 0)
+    found = []
+    for x in (dense, scipy.sparse.coo_matrix(dense)):
+        model.set_weights(weights)
+        how = dict(batch_size=5, verbose=0, shuffle=False, validation_split=0.2)
+        found.append((*model.fit(x, Y, **how).history["loss"], *model.predict(x, batch_size=4, verbose=0)[:, 0]))
+    np.testing.assert_allclose(*found, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_memory_maps_take_a_few_blocks(tmp_path, monkeypatch):
+    """In anonymous memory, that is: a map's own pages are the system's, which takes them back when it likes."""
+    status = pathlib.Path("/proc/self/status")
+    if not status.exists():
+        pytest.skip("Linux counts anonymous memory")
+
+    def anonymous():
+        return int(re.search(r"RssAnon:\s+(\d+)", status.read_text())[1]) * 1024
+
+    monkeypatch.setattr(rows, "BLOCK", 2**22)
+    x = np.memmap(tmp_path / "x", "float64", "w+", shape=(2**18, 64))  # 128 MiB, of which nothing is on the disk
+    y = np.memmap(tmp_path / "y", "float32", "w+", shape=(2**18,))
+    x[::1000] = y[::1000, None] = 1
+    inputs = keras.Input((64,))
+    model = kopt.Model(inputs, layers.Dense(1)(inputs))
+    model.compile("sgd", "mse", jit_compile=False)
+    how = dict(batch_size=4096, verbose=0)
+    model.fit(x[:8192], y[:8192], validation_split=0.5, **how)
+    model.predict(x[:8192], **how)
+    most, over, before = [0], threading.Event(), anonymous()
+
+    def watch():
+        while not over.wait(0.002):
+            most[0] = max(most[0], anonymous() - before)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        model.fit(x, y, validation_split=0.5, **how)
+        model.predict(x, **how)
+    finally:
+        over.set()
+        watcher.join()
+    assert most[0] < 10 * rows.BLOCK < x.nbytes / 3
 
 
 class Batches(keras.utils.PyDataset):
