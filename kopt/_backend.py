@@ -7,6 +7,7 @@ import types
 from typing import Any
 
 import keras
+from keras.src.backend.common import global_state
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.trainers.data_adapters import array_data_adapter, array_slicing
 from keras.src.trainers.epoch_iterator import EpochIterator
@@ -103,6 +104,17 @@ def sum_over_replicas(tensors):
 
     reduce = tf.distribute.get_replica_context().all_reduce
     return [x if x is None else reduce("SUM", dense(x)) for x in tensors]
+
+
+@contextlib.contextmanager
+def sketching():
+    """A scope in which variables get no values of their own, and which forgets them: Keras would wait to make them."""
+    waiting = list(global_state.get_global_attribute("uninitialized_variables", []))
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            yield
+    finally:
+        global_state.set_global_attribute("uninitialized_variables", waiting)
 
 
 def outside_the_trace():

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
+from kopt._backend import sketching
 from kopt._forks import check_fork
 from kopt.distribute import strategy as distributed
 from kopt.optimizers import Optimizer
@@ -65,7 +66,7 @@ class Blueprint:
         Keras builds it without TensorFlow's variables, which are slow to make and never quite freed.
         """
         try:
-            with _seeded(seed), _layers_in(self.dtype, self.policy), keras.StatelessScope(initialize_variables=False):
+            with _seeded(seed), _layers_in(self.dtype, self.policy), sketching():
                 model, units = self._built()
                 return model, units, [np.asarray(v.value) for v in weights(model)]
         except Exception:  # some layers make variables that cannot wait; an error of the user's comes again below
