@@ -51,9 +51,9 @@ def batches_of(x, y=None, sample_weight=None, **how):
     return EpochIterator(x, y, sample_weight, **how)
 
 
-def are_arrays(iterator):
-    """Whether an iterator is over arrays."""
-    return isinstance(iterator.data_adapter, array_data_adapter.ArrayDataAdapter)
+def are_arrays(*data):
+    """Whether all of this is arrays, or None, in tuples and dictionaries."""
+    return array_data_adapter.can_convert_arrays(data)
 
 
 def as_tensors(arrays):

@@ -89,6 +89,54 @@ class Pace:
             self._each = seconds / steps
 
 
+class Predictions:
+    """A model's `predict_step` on any number of batches, compiled.
+
+    Args:
+        step: a `Step`.
+
+    Attributes:
+        joins: whether outputs of batches can be joined in a program: dense ones, that differ in their rows alone.
+    """
+
+    def __init__(self, step):
+        self.step, self.pace = step, Pace()
+        parts = tree.flatten(step.outputs)
+        self.joins = all(tf.is_tensor(x) and x.shape.rank and None not in x.shape[1:].as_list() for x in parts)
+        self._programs = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, part, size, jit, planned):
+        """Returns the outputs for a part of the data: arguments are those of `Epochs.__call__`.
+
+        XLA compiles single steps, and only on demand: outputs of any number of rows are no shapes that it knows.
+        """
+        with self._lock:
+            if jit not in self._programs:
+                plain = tf.function(self.step.plain, reduce_retracing=True, jit_compile=True)
+                one = plain if jit is True else self.step.traced
+                signature = [*self.step.specs, ORDER, COUNT, COUNT, COUNT, COUNT]
+                self._programs[jit] = one, tf.function(functools.partial(self._loop, one), signature)
+        one, many = self._programs[jit]
+        if part.rows <= size:  # all of it, if in a block with rows that do not count
+            return one(*(tensor[: part.rows] for tensor in part.tensors))
+        return many(*part.tensors, part.order, part.first, part.last, part.rows, size)
+
+    @tf.autograph.experimental.do_not_convert
+    def _loop(self, one, *arguments):
+        *tensors, order, first, last, rows, size = arguments
+        parts = tree.flatten(self.step.outputs)
+        outputs = [tf.TensorArray(x.dtype, last - first, infer_shape=False, element_shape=x.shape) for x in parts]
+
+        def take(indices, state):
+            number, *outputs = state
+            found = tree.flatten(one(*(tf.gather(tensor, indices) for tensor in tensors)))
+            return number + 1, *(all.write(number, x) for all, x in zip(outputs, found, strict=True))
+
+        _, *outputs = over_batches(take, order, first, last, rows, size, (0, *outputs))
+        return tree.pack_sequence_as(self.step.outputs, [output.concat() for output in outputs])
+
+
 class Program:
     """A model's `train_step` or `test_step`, any number of times in one call, compiled.
 

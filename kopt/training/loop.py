@@ -6,14 +6,16 @@ import time
 import warnings
 
 import keras
+import numpy as np
 import tensorflow as tf
+from keras import tree
 
-from kopt._backend import are_arrays, batches_of, numbers, split
+from kopt._backend import batches_of, numbers
 from kopt.training.cache import Cache
-from kopt.training.epochs import Epochs, Step, Streamed
+from kopt.training.epochs import Epochs, Predictions, Step, Streamed
 from kopt.training.memory import advised
 from kopt.training.progress import Progress
-from kopt.training.rows import Rows, has_rows
+from kopt.training.rows import Rows, are_rows, split_rows
 from kopt.training.stream import Stream
 
 LIVE, QUIET = 0.15, 1.0
@@ -23,7 +25,8 @@ SMALLER = (
     "Lower batch_size; gradient_accumulation_steps in the optimizer takes the same steps from several smaller batches. "
     "For kopt.LBFGS and other methods that take all rows at once, use kopt.minimize(micro_batch_size=...)."
 )
-"""What helps when training runs out of memory."""
+FEWER = "Lower batch_size, or validation_batch_size in fit: the result is the same."
+"""What helps when training runs out of memory, and when evaluation or prediction does."""
 
 
 class Engine:
@@ -42,8 +45,10 @@ class Engine:
         """The program for a task on data of these types, from the cache or made anew."""
 
         def make():
-            kind = Epochs if isinstance(data, Rows) else Streamed
-            return kind(model, Step(getattr(model, f"{task}_step"), data.structure, data.specs))
+            step = Step(getattr(model, f"{task}_step"), data.structure, data.specs)
+            if task == "predict":
+                return Predictions(step)
+            return (Epochs if isinstance(data, Rows) else Streamed)(model, step)
 
         return self._programs.find((task, *data.key), make)
 
@@ -88,7 +93,7 @@ def fit(
         warnings.warn(f"Limiting epochs to {most}", stacklevel=3)
         epochs = most
     if validation_split and validation_data is None:
-        (x, y, sample_weight), validation_data = split((x, y, sample_weight), validation_split)
+        (x, y, sample_weight), validation_data = split_rows((x, y, sample_weight), validation_split)
     how = dict(steps_per_epoch=steps_per_epoch, class_weight=class_weight)
     data = _data(model, shuffle, x=x, y=y, sample_weight=sample_weight, batch_size=batch_size, **how)
     validation = None
@@ -135,12 +140,10 @@ def _validating(model, arguments, times):
         model._engine.validation = None
 
 
-def _data(model, shuffle, **arguments):
+def _data(model, shuffle, *, x, y=None, sample_weight=None, **how):
     """The data, as rows or as a stream."""
-    iterator = batches_of(**arguments, shuffle=shuffle)
-    if are_arrays(iterator) and has_rows(iterator, model):
-        return Rows(iterator, shuffle)
-    return Stream(iterator)
+    iterator = batches_of(x, y, sample_weight, shuffle=shuffle, **how)
+    return Rows(iterator, shuffle) if are_rows(model, x, y, sample_weight) else Stream(iterator)
 
 
 def evaluate(model, *, x, y, batch_size, verbose, sample_weight, steps, callbacks, return_dict, cached):
@@ -157,7 +160,7 @@ def evaluate(model, *, x, y, batch_size, verbose, sample_weight, steps, callback
     model.stop_evaluating = False
     callbacks.on_test_begin()
     model.reset_metrics()
-    with advised("Lower batch_size, or validation_batch_size in fit: the result is the same."):
+    with advised(FEWER):
         logs = _epoch("test", model, data, callbacks, Progress(0), planned)
     callbacks.on_test_end(logs)
     return logs if return_dict else model._flatten_metrics_in_order(logs)
@@ -173,25 +176,50 @@ def _listed(callbacks, model, verbose, epochs, steps, add_history=False):
 
 def _epoch(task, model, data, callbacks, progress, planned):
     """Takes what is left of an epoch's steps, and returns the logs after them."""
+    logs = None
+    for found in _calls(task, model, data, callbacks, progress, planned, numbers):
+        logs = found
+    return numbers(model.get_metrics_result()) if logs is None else logs
+
+
+def predict(model, *, x, batch_size, verbose, steps, callbacks):
+    """`keras.Model.predict` in compiled programs; NotImplemented where Keras's own is to do it."""
+    if not are_rows(model, x):
+        return NotImplemented
+    data = _data(model, False, x=x, batch_size=batch_size, steps_per_epoch=steps)
+    if not model._engine.program(model, "predict", data).joins:
+        return NotImplemented
+    callbacks = _listed(callbacks, model, verbose, 1, data.steps)
+    model.stop_predicting = False
+    callbacks.on_predict_begin()
+    found = _calls("predict", model, data, callbacks, Progress(0), data.steps, lambda outputs: {"outputs": outputs})
+    with advised(FEWER):
+        parts = [tree.map_structure(lambda x: x.numpy(), logs["outputs"]) for logs in found]
+    callbacks.on_predict_end()
+    return parts[0] if len(parts) == 1 else tree.map_structure(lambda *some: np.concatenate(some), *parts)
+
+
+def _calls(task, model, data, callbacks, progress, planned, logs_of):
+    """Calls a task's program until an epoch is over, or stopped, and yields the logs of each call."""
     begin, end = (getattr(callbacks, f"on_{task}_batch_{when}") for when in ("begin", "end"))
-    stop = {"train": "stop_training", "test": "stop_evaluating"}[task]
+    stop = {"train": "stop_training", "test": "stop_evaluating", "predict": "stop_predicting"}[task]
     each = any(_asks_for_batches(callback, task) for callback in callbacks.callbacks)
     seconds = LIVE if any(_is_live(callback) for callback in callbacks.callbacks) else QUIET
     program = model._engine.program(model, task, data)
-    logs = None
     run = functools.partial(program, jit=model._engine.jit, planned=planned)
     with contextlib.closing(data.walk(progress)) as walk:
-        while not (logs and getattr(model, stop)) and walk.goes_on():
+        taken = 0
+        while walk.goes_on() and not (taken and getattr(model, stop)):
             begin(progress.step)
             start = time.perf_counter()
             steps = model.steps_per_execution if each else program.pace.steps(seconds)
             taken, found = walk.take(run, min([steps, *(_steps_to_go(callbacks) if task == "train" else ())]))
             if taken:
-                logs = numbers(found)
+                logs = logs_of(found)
                 program.pace.learn(taken, time.perf_counter() - start)
                 progress.step += taken
                 end(progress.step - 1, logs)
-    return numbers(model.get_metrics_result()) if logs is None else logs
+                yield logs
 
 
 def _is_live(callback):

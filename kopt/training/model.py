@@ -149,6 +149,12 @@ class Model(keras.Model):
             raise ValueError(f"Model.evaluate: arguments must be those of keras.Model.evaluate, got {kwargs}.")
         return loop.evaluate(self, **how, cached=cached)
 
+    def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
+        """Returns the outputs for rows, as `keras.Model.predict` does: all arguments are the same."""
+        how = dict(x=x, batch_size=batch_size, verbose=verbose, steps=steps, callbacks=callbacks)
+        found = loop.predict(self, **how) if loop.in_one_program(self, "predict") else NotImplemented
+        return super().predict(**how) if found is NotImplemented else found
+
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Computes what `keras.Model.compute_loss` does, plus the means of the squares of `compute_residuals`."""
         if self.compute_residuals is None:
@@ -163,6 +169,9 @@ class Model(keras.Model):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if not self.built:  # a subclassed model: an oracle has to know its weights
             self(x)
+        compiled = self._compile_loss
+        if compiled is not None and not compiled.built and len(tree.flatten(self.loss)) > 1:
+            compiled.build(y, self(x))  # makes a metric for each loss, which no look can
         outer = self.optimizer
         wrapped = isinstance(outer, keras.optimizers.LossScaleOptimizer)
         scaled = wrapped or outer.loss_scale_factor is not None

@@ -40,10 +40,12 @@ def order_of(rows, batch_size, shuffle, seed, number):
         number: of the pass, from 0. Passes have different orders.
     """
     indices = np.arange(rows, dtype="int32")
+    if not shuffle:
+        return indices
     rng = np.random.default_rng((seed, number))
     if shuffle == "batch":
         full = indices[: rows - rows % batch_size].reshape(-1, batch_size)
         rng.permuted(full, axis=1, out=full)
-    elif shuffle:
+    else:
         rng.shuffle(indices)
     return indices

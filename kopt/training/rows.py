@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
-from kopt._backend import as_tensors
+from kopt._backend import are_arrays, as_tensors, split
 from kopt.training.progress import order_of
 
 RESIDENT = 2**28
@@ -39,13 +39,23 @@ class Part:
     rows: int
 
 
-def has_rows(iterator, model):
-    """Whether arrays are dense, or scipy's sparse ones for a model that takes dense ones."""
-    arrays = [array for array in tree.flatten(iterator.data_adapter._inputs) if array is not None]
-    if any(hasattr(array, "tocsr") for array in arrays):
-        inputs = getattr(model, "inputs", None) or ()
-        return not any(getattr(tensor, "sparse", False) for tensor in inputs)
-    return not any(isinstance(array, tf.SparseTensor | tf.RaggedTensor) for array in arrays)
+def are_rows(model, *data):
+    """Whether data are dense arrays, or scipy's sparse ones for a model that takes dense ones."""
+    arrays = [array for array in tree.flatten(data) if array is not None]
+    if not are_arrays(*arrays) or any(isinstance(array, tf.SparseTensor | tf.RaggedTensor) for array in arrays):
+        return False
+    sparse = any(getattr(tensor, "sparse", False) for tensor in getattr(model, "inputs", None) or ())
+    return not (sparse and any(hasattr(array, "tocsr") for array in arrays))
+
+
+def split_rows(data, fraction):
+    """Parts of arrays for training and for validation, the last rows, as Keras has them. Memory maps stay maps."""
+    mapped = tree.map_structure(lambda x: np.arange(len(x)) if isinstance(x, np.memmap) else x, data)
+
+    def part(x, some):
+        return x[some[0] : some[-1] + 1] if isinstance(x, np.memmap) else some
+
+    return tuple(tree.map_structure(part, data, some) for some in split(mapped, fraction))
 
 
 class Rows:
@@ -71,14 +81,15 @@ class Rows:
         self._per_pass = adapter.num_batches
         self._asked = iterator.steps_per_epoch
         self.steps = self._asked or self._per_pass
-        sample = self._take(slice(0, 1))
+        small = sum(getattr(array, "nbytes", math.inf) for array in self.arrays) <= BLOCK
+        self._resident = self._take(slice(None)) if small else None
+        sample = self._resident or self._take(slice(0, 1))
         self.specs = [tf.TensorSpec([None, *x.shape[1:]], x.dtype) for x in sample]
-        row = sum(x.dtype.size * x.shape.num_elements() for x in sample)
+        row = sum(spec.dtype.size * spec.shape[1:].num_elements() for spec in self.specs)
         mapped = any(isinstance(array, np.memmap) for array in self.arrays)
         self._per_block = 0  # for all in one
         if row * self.number > (BLOCK if mapped else RESIDENT):
             self._per_block = max(BLOCK // (row * self.batch_size), 1)
-        self._resident = None
 
     @property
     def key(self):
@@ -168,7 +179,17 @@ class Walk:
 
 
 def _indexable(array):
-    """An array of which rows can be taken."""
+    """An array of which rows can be taken.
+
+    Raises:
+        ValueError: its rows differ in shape.
+    """
+    if str(getattr(array, "dtype", "")) == "object" and not all(isinstance(x, str) for x in np.ravel(array)):
+        kinds = sorted({type(x).__name__ for x in np.ravel(array)})
+        raise ValueError(
+            f"Model: rows of an array must be numbers or strings of one shape, got objects of type {', '.join(kinds)}. "
+            "Pad ragged rows with keras.utils.pad_sequences, or pass a tf.RaggedTensor."
+        )
     if hasattr(array, "tocsr"):
         return array.tocsr()
     return array if tf.is_tensor(array) or hasattr(array, "iloc") else np.asanyarray(array)

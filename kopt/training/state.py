@@ -1,6 +1,7 @@
 """All that training changes in a model, as arrays; and when a callback takes it."""
 
 from numbers import Integral
+from typing import Any
 
 import keras
 import numpy as np
@@ -36,7 +37,7 @@ class Regular(keras.callbacks.Callback):
         super().__init__()
         if every != "epoch":
             check_range(self, "[1, inf)", kind=Integral, every=every)
-        self.every = every
+        self.every: Any = every
         self._taken = self._begun = 0
 
     @property

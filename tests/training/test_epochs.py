@@ -1,6 +1,8 @@
 """Epochs as compiled programs mean what Keras's own loop means, whatever is asked of it."""
 
 import itertools
+import pathlib
+import re
 import signal
 import threading
 import time
@@ -8,6 +10,7 @@ import time
 import keras
 import numpy as np
 import pytest
+import scipy.sparse
 import tensorflow as tf
 
 import kopt
@@ -384,6 +387,11 @@ def test_arguments_are_checked_before_any_step():
         kopt.Model(model.inputs, model.outputs).fit(X, Y)
     with pytest.raises(ValueError, match=r"arguments must be those of keras.Model.evaluate, got \{'rows'"):
         model.evaluate(X, Y, rows=3)
+    ragged = np.array([[1.0], [1.0, 2.0], [3.0]], dtype=object)
+    with pytest.raises(ValueError, match=r"rows of an array must be numbers .* got objects of type list. Pad ragged"):
+        model.fit(ragged, Y[:3], verbose=0)
+    with pytest.raises(ValueError, match="cardinality"):
+        model.fit([np.ones(3), np.ones(2)], Y[:2], verbose=0)
     assert model.progress is None
 
 
@@ -402,6 +410,56 @@ def test_data_in_blocks_are_the_same_data(resident, monkeypatch):
         np.testing.assert_allclose(ours["loss"][epoch], theirs["loss"][0], rtol=1e-5)
     for a, b in zip(model.get_weights(), other.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_a_sparse_matrix_is_its_dense_one(pair, monkeypatch):
+    monkeypatch.setattr(rows, "RESIDENT", 0)
+    monkeypatch.setattr(rows, "BLOCK", 200)
+    (model, _), weights = pair
+    dense = X * (X > 0)
+    found = []
+    for x in (dense, scipy.sparse.coo_matrix(dense)):
+        model.set_weights(weights)
+        how = dict(batch_size=5, verbose=0, shuffle=False, validation_split=0.2)
+        found.append((*model.fit(x, Y, **how).history["loss"], *model.predict(x, batch_size=4, verbose=0)[:, 0]))
+    np.testing.assert_allclose(*found, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_memory_maps_take_a_few_blocks(tmp_path, monkeypatch):
+    """In anonymous memory, that is: a map's own pages are the system's, which takes them back when it likes."""
+    status = pathlib.Path("/proc/self/status")
+    if not status.exists():
+        pytest.skip("Linux counts anonymous memory")
+
+    def anonymous():
+        return int(re.search(r"RssAnon:\s+(\d+)", status.read_text())[1]) * 1024
+
+    monkeypatch.setattr(rows, "BLOCK", 2**22)
+    x = np.memmap(tmp_path / "x", "float64", "w+", shape=(2**18, 64))  # 128 MiB, of which nothing is on the disk
+    y = np.memmap(tmp_path / "y", "float32", "w+", shape=(2**18,))
+    x[::1000] = y[::1000, None] = 1
+    inputs = keras.Input((64,))
+    model = kopt.Model(inputs, layers.Dense(1)(inputs))
+    model.compile("sgd", "mse", jit_compile=False)
+    how = dict(batch_size=4096, verbose=0)
+    model.fit(x[:8192], y[:8192], validation_split=0.5, **how)
+    model.predict(x[:8192], **how)
+    most, over, before = [0], threading.Event(), anonymous()
+
+    def watch():
+        while not over.wait(0.002):
+            most[0] = max(most[0], anonymous() - before)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        model.fit(x, y, validation_split=0.5, **how)
+        model.predict(x, **how)
+    finally:
+        over.set()
+        watcher.join()
+    assert most[0] < 10 * rows.BLOCK < x.nbytes / 3
 
 
 class Batches(keras.utils.PyDataset):
@@ -481,3 +539,76 @@ def test_a_stream_may_be_compiled_by_xla():
     model, other = plain(jit_compile=True), plain(keras.Model)
     ours, theirs = (m.fit(dataset(), verbose=0, shuffle=False).history for m in (model, other))
     np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=1e-5)
+
+
+def two(kind):
+    keras.utils.set_random_seed(0)
+    a, b = keras.Input((3,), name="a"), keras.Input((3,), name="b")
+    hidden = layers.BatchNormalization()(layers.Dense(4)(layers.Add()([a, b])))
+    return kind(dict(a=a, b=b), dict(one=layers.Dense(2)(hidden), all=[hidden, layers.Dropout(0.5)(a)]))
+
+
+def test_predictions_are_those_of_keras():
+    ours, theirs = two(kopt.Model), two(keras.Model)  # not compiled
+    x = dict(a=X, b=-2 * X[::-1])
+    for how in (dict(batch_size=5), dict(batch_size=64), dict(steps=2, batch_size=5), dict(batch_size=23), {}):
+        found, expected = (model.predict(x, verbose=0, **how) for model in (ours, theirs))
+        keras.tree.assert_same_structure(found, expected)
+        for one, other in zip(keras.tree.flatten(found), keras.tree.flatten(expected), strict=True):
+            assert isinstance(one, np.ndarray)
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    row = ours.predict({name: rows_[:1] for name, rows_ in x.items()}, verbose=0)
+    assert row["one"].shape == (1, 2)
+
+
+def test_predictions_follow_the_weights_and_compile_once(capsys):
+    model = plain()
+    Counted.calls = 0
+    before = model.predict(X, batch_size=5)
+    assert "5/5" in capsys.readouterr().out
+    model.predict(X[:1], verbose=0)
+    model.layers[-1].bias.assign([3.0, 0.0])
+    after = model.predict(X, verbose=0)
+    assert (after[:, 0] > before[:, 0]).all()
+    assert Counted.calls == 1
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+def test_predictions_that_programs_cannot_join_are_left_to_keras():
+    class Lengths(layers.Layer):
+        def call(self, x):
+            return tf.RaggedTensor.from_tensor(x, padding=0.0)
+
+        def compute_output_spec(self, x):
+            return keras.KerasTensor((None, None))
+
+    inputs = keras.Input((3,))
+    found = kopt.Model(inputs, Lengths()(inputs)).predict(np.eye(3), batch_size=2, verbose=0)
+    assert isinstance(found, tf.RaggedTensor)
+    model = plain()
+    np.testing.assert_allclose(
+        model.predict(((x,) for x in (X[:5], X[5:])), verbose=0), model.predict(X, verbose=0), rtol=1e-5
+    )
+
+
+class WatchOutputs(keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def on_predict_batch_end(self, batch, logs=None):
+        self.seen.append((batch, logs["outputs"].shape[0]))
+        self.model.stop_predicting = batch == 2
+
+
+def test_a_callback_of_predict_gets_every_batch_and_may_stop():
+    watch = WatchOutputs()
+    assert len(plain().predict(X, batch_size=5, verbose=0, callbacks=[watch])) == 15
+    assert watch.seen == [(0, 5), (1, 5), (2, 5)]
+
+
+def test_predictions_under_xla():
+    model, other = plain(jit_compile=True), plain()
+    for size in (5, 23):
+        found, expected = (m.predict(X, batch_size=size, verbose=0) for m in (model, other))
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
