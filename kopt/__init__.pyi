@@ -106,6 +106,8 @@ from .optimizers import Yogi as Yogi
 from .optimizers import cite as cite
 from .optimizers import layerwise_decay as layerwise_decay
 from .search import TunerSearchCV as TunerSearchCV
+from .training.checkpoint import Checkpoint as Checkpoint
+from .training.finite import StopAtNonFinite as StopAtNonFinite
 from .training.minimize import minimize as minimize
 from .training.model import Model as Model
 from .training.population import fit_population as fit_population

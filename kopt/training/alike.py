@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 from kopt._backend import under_strategy
-from kopt.optimizers import Optimizer
+from kopt.optimizers import Optimizer, Switch
 from kopt.training import cache
 from kopt.training.model import Model, minimizers
 
@@ -62,6 +62,8 @@ def _check_model(model, name):
             f"{who} must have an optimizer without a loss scale of its own, got {model.optimizer.name}, which Keras "
             "adds for mixed_float16. Try mixed_bfloat16, or compile with auto_scale_loss=False."
         )
+    if isinstance(model.optimizer, Switch):
+        raise ValueError(f"{who} must have one optimizer throughout, got {model.optimizer!r}. Train it by fit.")
     for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.RNN) and not layer.unroll:
             raise ValueError(

@@ -13,12 +13,20 @@ from keras import tree
 from kopt._backend import batches_of, numbers
 from kopt.training.cache import Cache
 from kopt.training.epochs import Epochs, Predictions, Step, Streamed
+from kopt.training.memory import advised
 from kopt.training.progress import Progress
 from kopt.training.rows import Rows, are_rows, split_rows
 from kopt.training.stream import Stream
 
 LIVE, QUIET = 0.15, 1.0
 """Seconds that a call takes, about, where a progress bar waits for it, and where Ctrl-C may."""
+
+SMALLER = (
+    "Lower batch_size; gradient_accumulation_steps in the optimizer takes the same steps from several smaller batches. "
+    "For kopt.LBFGS and other methods that take all rows at once, use kopt.minimize(micro_batch_size=...)."
+)
+FEWER = "Lower batch_size, or validation_batch_size in fit: the result is the same."
+"""What helps when training runs out of memory, and when evaluation or prediction does."""
 
 
 class Engine:
@@ -99,11 +107,13 @@ def fit(
     callbacks.on_train_begin()
     progress.epoch = model._initial_epoch or progress.epoch
     remaining, logs = range(progress.epoch, epochs), None
-    with _validating(model, validation, len(remaining)):
+    planned = epochs - initial_epoch  # from wherever it begins: the same steps are compiled in the same way
+    with _validating(model, validation, planned):
         for epoch in remaining:
             model.reset_metrics()
             callbacks.on_epoch_begin(epoch)
-            logs = _epoch("train", model, data, callbacks, progress, len(remaining) * (data.steps or 0))
+            with advised(SMALLER):
+                logs = _epoch("train", model, data, callbacks, progress, planned * (data.steps or 0))
             if validation is not None and model._should_eval(epoch, validation_freq):
                 how = dict(callbacks=callbacks, return_dict=True, _use_cached_eval_dataset=True)
                 logs |= {f"val_{name}": value for name, value in model.evaluate(**validation, **how).items()}
@@ -150,7 +160,8 @@ def evaluate(model, *, x, y, batch_size, verbose, sample_weight, steps, callback
     model.stop_evaluating = False
     callbacks.on_test_begin()
     model.reset_metrics()
-    logs = _epoch("test", model, data, callbacks, Progress(0), planned)
+    with advised(FEWER):
+        logs = _epoch("test", model, data, callbacks, Progress(0), planned)
     callbacks.on_test_end(logs)
     return logs if return_dict else model._flatten_metrics_in_order(logs)
 
@@ -182,7 +193,8 @@ def predict(model, *, x, batch_size, verbose, steps, callbacks):
     model.stop_predicting = False
     callbacks.on_predict_begin()
     found = _calls("predict", model, data, callbacks, Progress(0), data.steps, lambda outputs: {"outputs": outputs})
-    parts = [tree.map_structure(lambda x: x.numpy(), logs["outputs"]) for logs in found]
+    with advised(FEWER):
+        parts = [tree.map_structure(lambda x: x.numpy(), logs["outputs"]) for logs in found]
     callbacks.on_predict_end()
     return parts[0] if len(parts) == 1 else tree.map_structure(lambda *some: np.concatenate(some), *parts)
 
@@ -200,7 +212,8 @@ def _calls(task, model, data, callbacks, progress, planned, logs_of):
         while walk.goes_on() and not (taken and getattr(model, stop)):
             begin(progress.step)
             start = time.perf_counter()
-            taken, found = walk.take(run, model.steps_per_execution if each else program.pace.steps(seconds))
+            steps = model.steps_per_execution if each else program.pace.steps(seconds)
+            taken, found = walk.take(run, min([steps, *(_steps_to_go(callbacks) if task == "train" else ())]))
             if taken:
                 logs = logs_of(found)
                 program.pace.learn(taken, time.perf_counter() - start)
@@ -214,8 +227,19 @@ def _is_live(callback):
     return isinstance(callback, keras.callbacks.ProgbarLogger) and callback.verbose == 1
 
 
+def _steps_to_go(callbacks):
+    """After how many steps callbacks want to be called at the latest, as far as they say so."""
+    found = (getattr(callback, "steps_to_go", None) for callback in callbacks.callbacks)
+    return [steps for steps in found if steps is not None]
+
+
 def _asks_for_batches(callback, task):
-    """Whether a callback wants to be called for every batch. A progress bar takes what it gets."""
+    """Whether a callback wants to be called for every batch. A progress bar takes what it gets.
+
+    So does one with an attribute `steps_to_go`: after how many steps it wants to be called at the latest, or None.
+    """
+    if hasattr(callback, "steps_to_go"):
+        return False
     kinds = [keras.callbacks.Callback, keras.callbacks.ProgbarLogger]
     if getattr(callback, "save_freq", None) == "epoch":
         kinds += [keras.callbacks.ModelCheckpoint, keras.callbacks.BackupAndRestore]

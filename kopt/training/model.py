@@ -178,9 +178,17 @@ class Model(keras.Model):
         scale = outer.scale_loss(1.0) if scaled else None
         batch = Batch(self, computing(self, data), scale, self.fresh_noise, self.loss)
         step(outer.inner_optimizer if wrapped else outer, batch, outer.apply)
-        rows = tf.shape(next(part for part in tree.flatten(x) if part is not None))[0]
-        self._loss_tracker.update_state(batch.loss * replicas(), sample_weight=rows)
+        track_loss(self, outer, batch.loss * replicas(), x)
         return self.compute_metrics(x, y, batch.outputs, sample_weight=sample_weight)
+
+
+def track_loss(model, optimizer, loss, x):
+    """Adds a batch's loss to the mean that is reported, unless the optimizer leaves its step out."""
+    rows = tf.shape(next(part for part in tree.flatten(x) if part is not None))[0]
+    if getattr(optimizer, "skip_nonfinite", False):
+        finite = tf.math.is_finite(loss)
+        loss, rows = tf.where(finite, loss, tf.zeros_like(loss)), tf.where(finite, rows, 0)
+    model._loss_tracker.update_state(loss, sample_weight=rows)
 
 
 def means_of_squares(residuals):

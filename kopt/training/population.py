@@ -1,5 +1,6 @@
 """`kopt.fit_population`: several like models trained as one program."""
 
+import itertools
 import math
 from numbers import Integral
 
@@ -10,6 +11,8 @@ from keras import tree
 
 from kopt._checks import check_choice, check_range
 from kopt.training.alike import OWNER, check_alike
+from kopt.training.memory import advised
+from kopt.training.progress import order_of
 from kopt.training.stacked import Stacked
 
 MANY = 1000
@@ -92,7 +95,8 @@ def fit_population(
     )
     try:
         for epoch in range(epochs):
-            logs = population.train(data, next(orders))
+            with advised("Lower batch_size, or train fewer models at once."):
+                logs = population.train(data, next(orders))
             if held_out is not None:
                 logs |= {f"val_{name}": values for name, values in population.evaluate(held_out).items()}
             logs = tree.map_structure(np.asarray, logs)
@@ -140,13 +144,13 @@ def _orders(seed, models, rows, shuffle):
     seeds = seed if own else [np.random.randint(2**31) if seed is None else seed]
     for each in seeds:
         check_range(OWNER, "[0, inf)", kind=Integral, seed=each)
-    return _permutations([np.random.default_rng(each) for each in seeds], rows, own, shuffle)
+    return _rows_in_order(seeds if own else seeds[0], rows, shuffle)
 
 
-def _permutations(generators, rows, own, shuffle):
-    while True:
-        orders = [g.permutation(rows) if shuffle else np.arange(rows) for g in generators]
-        yield tf.constant(np.stack(orders) if own else orders[0], "int32")
+def _rows_in_order(seeds, rows, shuffle):
+    for epoch in itertools.count():
+        orders = [order_of(rows, 1, shuffle, seed, epoch) for seed in np.atleast_1d(seeds)]
+        yield tf.constant(orders if isinstance(seeds, list | tuple) else orders[0], "int32")
 
 
 def _history(model, epochs):

@@ -9,6 +9,7 @@ from keras import tree
 
 from kopt._backend import pure
 from kopt.training.alike import OWNER
+from kopt.training.model import track_loss
 from kopt.training.oracle import Batch, computing, step
 from kopt.training.program import weights
 
@@ -191,5 +192,5 @@ def train_step(model, optimizer, batch):
     scale = None if optimizer.loss_scale_factor is None else optimizer.scale_loss(1.0)
     look = Batch(model, computing(model, batch), scale, getattr(model, "fresh_noise", False), model.loss)
     step(optimizer, look, optimizer.apply)
-    model._loss_tracker.update_state(look.loss, sample_weight=tf.shape(tree.flatten(x)[0])[0])
+    track_loss(model, optimizer, look.loss, x)
     model.compute_metrics(x, y, look.outputs, sample_weight)

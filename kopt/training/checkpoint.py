@@ -1,0 +1,169 @@
+"""A callback that saves where a fit stands, and goes on from there to bitwise the same weights."""
+
+import json
+import os
+import pathlib
+
+import numpy as np
+
+from kopt._checks import check_choice
+from kopt.training import loop
+from kopt.training.model import Model
+from kopt.training.state import Regular, arrays_of, restore, variables_of
+
+FORMAT = 1
+"""Of the files. A later one says what it is, so that nothing is read as what it is not."""
+
+
+class Checkpoint(Regular):
+    """Saves a fit while it runs; the same `fit` called again goes on where the file has it, from within an epoch, too.
+
+    The weights, the optimizer's state with the step that schedules ask for, the random states of layers, the order of
+    rows and how many of them were seen, metrics and history are saved. After a crash, a `kill -9` or Ctrl-C, the
+    same program, run again, ends with bitwise the same weights and history as if nothing had happened, on the same
+    machine. Where the fit was finished, `fit` with more `epochs` adds them.
+
+    Files are written beside and then renamed, so that there is always a whole one.
+
+    It needs a `kopt.Model`, whose `fit` can begin within an epoch; `keras.callbacks.BackupAndRestore` does the same for
+    whole epochs of any model. Put it last among the callbacks: their own state, as the patience of `EarlyStopping`,
+    it does not save. Data that come as a `tf.data.Dataset`, or from a generator, must come in the same order again: the
+    batches that were seen are skipped.
+
+    Args:
+        path: of the file, as in `"run.ckpt"`. Directories are made.
+        every: when to save: `"epoch"`, at the end of each, or a number of steps.
+        resume: whether to go on from a file that is there. If not, it is overwritten.
+
+    Raises:
+        ValueError: the model is no `kopt.Model`, or its steps are Keras's to take; or the file is of another model.
+
+    Example:
+        >>> model.fit(x, y, epochs=100, callbacks=[kopt.Checkpoint("run.ckpt", every=1000)])  # doctest: +SKIP
+    """
+
+    def __init__(self, path, *, every="epoch", resume=True):
+        super().__init__(every)
+        self.path = pathlib.Path(path)
+        self.resume = check_choice(self, (True, False), resume=resume)
+        self._metrics, self._history, self._ending = [], None, False
+
+    def on_train_begin(self, logs=None):
+        """Goes on from the file, if there is one."""
+        super().on_train_begin(logs)
+        self._check_model()
+        self.model.optimizer.build(self.model.trainable_variables)
+        self._metrics, self._history, self._ending = [], None, False
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.resume and self.path.exists():
+            self._read()
+
+    def _check_model(self):
+        if not isinstance(self.model, Model) or not loop.in_one_program(self.model, "train"):
+            raise ValueError(
+                "Checkpoint: the model must be a kopt.Model that is not run eagerly, under a strategy or by a train "
+                f"function of your own, got {self.model.name}. Try kopt.Model(model.inputs, model.outputs), or "
+                "keras.callbacks.BackupAndRestore."
+            )
+        if not self.model.built:
+            raise ValueError(f"Checkpoint: {self.model.name} must be built before fit. Call it on some rows, or build.")
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Gives the history back: Keras's own callback clears it before."""
+        self._give_history()
+
+    def on_train_batch_begin(self, batch, logs=None):
+        """Gives the metrics back: `fit` resets them before, and makes some in the first step's trace."""
+        super().on_train_batch_begin(batch, logs)
+        if self._metrics:
+            restore(self.model.metrics_variables, self._metrics)
+            self._metrics = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Saves, where it is time; after the last batch, the end of the epoch does."""
+        due, steps = self.is_due(batch), self.params.get("steps")
+        self._ending = due and (steps is None or batch + 1 == steps)
+        if due and batch + 1 != steps:
+            self._write(self.model.history.history, self.model.history.epoch)
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Saves, where it is time."""
+        if self.every == "epoch" or self._ending:
+            self._ending = False
+            past = self.model.history.history
+            history = {name: [*past.get(name, []), value] for name, value in (logs or {}).items()}
+            self._write(past | history, [*self.model.history.epoch, epoch])
+
+    def on_train_end(self, logs=None):
+        """Gives the history back where no epoch was left to do."""
+        self._give_history()
+
+    def _give_history(self):
+        if self._history is not None:
+            self.model.history.history, self.model.history.epoch = self._history
+            self._history = None
+
+    def _write(self, history, epochs):
+        progress = self.model.progress
+        where = dict(seed=progress.seed, epoch=progress.epoch, step=progress.step)
+        kept = {"variables": arrays_of(variables_of(self.model)), "metrics": arrays_of(self.model.metrics_variables)}
+        about = dict(format=FORMAT, progress=where, history=_plain(history), epochs=epochs)
+        about["variables"] = [_spec(variable) for variable in variables_of(self.model)]
+        arrays = {f"{kind}/{i}": _bits(x) for kind, each in kept.items() for i, x in enumerate(each)}
+        beside = self.path.with_name(self.path.name + ".partial")
+        with open(beside, "wb") as file:
+            np.savez(file, about=json.dumps(about), **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, self.path)
+
+    def _read(self):
+        with np.load(self.path, allow_pickle=False) as file:
+            about = json.loads(str(file["about"])) if "about" in file else {}
+            if about.get("format") != FORMAT:
+                raise ValueError(f"Checkpoint: {self.path} must be a file that Checkpoint wrote. Choose another path.")
+            variables = variables_of(self.model)
+            self._check_variables(about["variables"], [_spec(variable) for variable in variables])
+            restore(variables, [_values(file[f"variables/{i}"], v) for i, v in enumerate(variables)])
+            within = about["progress"]["step"] > 0
+            self._metrics = [file[name] for name in file.files if name.startswith("metrics/") and within]
+        for name, value in about["progress"].items():
+            setattr(self.model.progress, name, value)
+        self._history = about["history"], about["epochs"]
+        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+        if getattr(optimizer, "averages", False):
+            optimizer.swap("training")
+
+    def _check_variables(self, saved, own):
+        for there, here in zip(saved, own, strict=False):
+            if there[1:] != here[1:]:
+                raise ValueError(
+                    f"Checkpoint: {self.path} must be of this model and optimizer, and has {there[0]} of shape "
+                    f"{there[1]} and type {there[2]} where {here[0]} has {here[1]} and {here[2]}. Delete it, or set "
+                    "resume=False."
+                )
+        if len(saved) != len(own):
+            raise ValueError(
+                f"Checkpoint: {self.path} must be of this model and optimizer, and has {len(saved)} variables, where "
+                f"there are {len(own)}. Delete it, or set resume=False."
+            )
+
+
+def _spec(variable):
+    return [variable.path, list(variable.shape), str(variable.dtype)]
+
+
+def _bits(array):
+    """An array in a type that numpy itself knows: bfloat16 it does not."""
+    return array.view(f"u{array.dtype.itemsize}") if array.dtype.kind == "V" else array
+
+
+def _values(array, variable):
+    """The inverse of `_bits`."""
+    dtype = arrays_of([variable])[0].dtype
+    return array.view(dtype) if dtype.kind == "V" else array
+
+
+def _plain(history):
+    """A history in JSON's types."""
+    return {name: [np.asarray(value).tolist() for value in values] for name, values in history.items()}
