@@ -1,6 +1,7 @@
 """Which strategy is meant, and how a batch is shared among its replicas."""
 
 import contextlib
+import copyreg
 
 import tensorflow as tf
 
@@ -11,31 +12,58 @@ CHOICES = "None, 'auto', 'mirrored' or a MirroredStrategy or OneDeviceStrategy o
 _kept = {}  # one strategy object for each kind and set of devices: a second one could not share its variables
 
 
-def resolve(strategy, owner="kopt"):
+def _of_devices(kind, devices):
+    if issubclass(kind, tf.distribute.OneDeviceStrategy):
+        return kind(devices[0])
+    return kind(devices, cross_device_ops=_sums(devices))
+
+
+def _sums(devices):
+    """How replicas on these devices sum: TensorFlow's default aborts where a process uses two sets of CPUs."""
+    return tf.distribute.ReductionToOneDevice() if "CPU" in devices[0].upper() else None
+
+
+def _described(strategy):
+    return _of_devices, (type(strategy), strategy.extended.worker_devices)
+
+
+for _kind in (tf.distribute.MirroredStrategy, tf.distribute.OneDeviceStrategy):
+    copyreg.pickle(_kind, _described)  # an estimator travels to workers with its strategy: its kind and its devices
+
+
+def resolve(strategy, owner="kopt", device=None):
     """Returns the strategy that is meant, or None for plain single-device training.
 
     Args:
         strategy: None (one device), `"auto"` (all devices of the best kind if there are several, else one),
             `"mirrored"` (all GPUs, or all logical CPUs where there is no GPU), or an instance.
         owner: who asks, for the error.
+        device: the one device to compute on, as in `"CPU"` and `"GPU:1"`; None for TensorFlow's choice.
 
     Raises:
-        ValueError: the strategy is none of these, or a strategy's scope is already entered.
+        ValueError: the strategy is none of these, there is no such device, or a strategy's scope is already entered.
     """
     if tf.distribute.has_strategy():
         raise ValueError(f"{owner}: fit must run outside of any strategy's scope. Try {owner}(strategy='mirrored').")
+    if device is not None:
+        return _one_device(device, owner)
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     if strategy is None or strategy is tf.distribute.get_strategy() or (strategy == "auto" and len(devices) == 1):
         return None
     if strategy in ("auto", "mirrored"):
-        on_cpu = devices[0].device_type == "CPU"
-        strategy = tf.distribute.MirroredStrategy(
-            [device.name for device in devices],
-            # TensorFlow's default, collectives, aborts for good where a process uses two sets of CPUs.
-            cross_device_ops=tf.distribute.ReductionToOneDevice() if on_cpu else None,
-        )
+        strategy = _of_devices(tf.distribute.MirroredStrategy, [device.name for device in devices])
     elif not isinstance(strategy, tf.distribute.MirroredStrategy | tf.distribute.OneDeviceStrategy):
         raise ValueError(f"{owner}: strategy must be {CHOICES}, got {strategy!r}.")
+    return _kept.setdefault((type(strategy), strategy.extended.worker_devices), strategy)
+
+
+def _one_device(device, owner):
+    """The strategy of one device, which its name means with or without slash, type in capitals, and number."""
+    names = {each.name.removeprefix("/device:"): each.name for each in tf.config.list_logical_devices()}
+    kind, _, number = device.upper().lstrip("/").removeprefix("DEVICE:").partition(":")
+    if (name := names.get(f"{kind}:{number or 0}")) is None:
+        raise ValueError(f"{owner}: device must be one of {', '.join(names)}, got {device!r}.")
+    strategy = tf.distribute.OneDeviceStrategy(name)
     return _kept.setdefault((type(strategy), strategy.extended.worker_devices), strategy)
 
 

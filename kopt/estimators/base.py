@@ -1,26 +1,25 @@
-"""What both estimators share: parameters and their routing, validation, and the course of a fit."""
+"""What both estimators share: parameters, validation of data, and the course of a fit."""
 
 import dataclasses
-import difflib
-import functools
-import inspect
 from numbers import Integral, Real
 
 import numpy as np
-from sklearn.base import BaseEstimator, _fit_context
+from sklearn.base import _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from kopt._checks import needs_tensorflow
 from kopt.estimators.callback_support import CallbackSupport
-from kopt.estimators.networks import mlp
+from kopt.estimators.display import Display
+from kopt.estimators.files import Files
+from kopt.estimators.parameters import invalid, require_tensorflow
 from kopt.estimators.rows import Rows
 
-ROUTES = ("model__", "optimizer__", "callbacks__")
+DTYPES = {"float32", "float64", "mixed_float16", "mixed_bfloat16", "float16", "bfloat16"}
+"""Names of Keras's dtype policies in which a network may train."""
 
 
-class KerasEstimator(CallbackSupport, BaseEstimator):
+class KerasEstimator(CallbackSupport, Files, Display):
     """Base of `kopt.KerasClassifier`, `kopt.KerasRegressor` and `kopt.KerasTransformer`."""
 
     _parameter_constraints = {
@@ -36,6 +35,8 @@ class KerasEstimator(CallbackSupport, BaseEstimator):
         "callbacks": [str, callable, list, tuple, dict, HasMethods(["on_epoch_end", "set_model"]), None],
         "warm_start": ["boolean"],
         "strategy": [StrOptions({"auto", "mirrored"}), HasMethods(["scope", "run"]), None],
+        "device": [str, None],
+        "dtype": [StrOptions(DTYPES), None],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
@@ -55,6 +56,8 @@ class KerasEstimator(CallbackSupport, BaseEstimator):
         callbacks=None,
         warm_start=False,
         strategy=None,
+        device=None,
+        dtype=None,
         random_state=None,
         verbose=0,
         **model__or_optimizer__,
@@ -71,87 +74,11 @@ class KerasEstimator(CallbackSupport, BaseEstimator):
         self.callbacks = callbacks
         self.warm_start = warm_start
         self.strategy = strategy
+        self.device = device
+        self.dtype = dtype
         self.random_state = random_state
         self.verbose = verbose
-        for name in model__or_optimizer__:
-            if not name.startswith(ROUTES):
-                own = ", ".join(self._get_param_names())
-                raise TypeError(
-                    f"{type(self).__name__}: {name} is no parameter; it takes {own}, "
-                    "and model__*, optimizer__* and callbacks__* for the network, the optimizer and callbacks."
-                )
-        self.__dict__.update(model__or_optimizer__)
-
-    # ---- parameters ----------------------------------------------------------------------------------------------
-
-    def get_params(self, deep=True):
-        """Returns the parameters by name, `model__*`, `optimizer__*` and `callbacks__*` included.
-
-        Args:
-            deep: whether to add the parameters of an optimizer given as an instance.
-        """
-        routed = {name: value for name, value in vars(self).items() if name.startswith(ROUTES)}
-        return super().get_params(deep) | routed
-
-    def set_params(self, **params):
-        """Sets parameters by name and returns the estimator.
-
-        `optimizer__*` are kept beside an optimizer given as an instance, which itself is never changed.
-        """
-        super().set_params(**{name: value for name, value in params.items() if not name.startswith(ROUTES)})
-        self.__dict__.update({name: value for name, value in params.items() if name.startswith(ROUTES)})
-        return self
-
-    def _routed(self, route):
-        return {name.removeprefix(route): value for name, value in vars(self).items() if name.startswith(route)}
-
-    def _refuse(self, route, unknown, of, known):
-        takes = ", ".join(known) or "none"
-        raise ValueError(f"{type(self).__name__}: {route}{unknown} is no parameter of {of}; it takes {takes}.")
-
-    def _optimizer_to_build(self):
-        """The optimizer's class and its configuration."""
-        given = "Adam" if self.optimizer is None else self.optimizer
-        if isinstance(given, str):
-            given = _optimizer_named(given, type(self).__name__)
-        kind = given if isinstance(given, type) else type(given)
-        if not hasattr(kind, "from_config"):
-            raise TypeError(f"{type(self).__name__}: optimizer must be a name, a class or an instance, got {given!r}.")
-        config = dict(_default_config(kind) if isinstance(given, type) else given.get_config())
-        routed = self._routed("optimizer__")
-        inside = given.get_params() if hasattr(given, "get_params") and not isinstance(given, type) else {}
-        for name in routed.keys() - config.keys() - inside.keys():
-            self._refuse(
-                "optimizer__", name, kind.__name__, [known for known in {**config, **inside} if known != "name"]
-            )
-        config |= {name: value for name, value in routed.items() if name in config}
-        if nested := {name: value for name, value in routed.items() if name not in config}:  # as in inner__beta_1
-            config = kind.from_config(dict(config)).set_params(**nested).get_config()
-        return kind, config
-
-    def _model_to_build(self, **facts):
-        """The function without arguments that makes the network, from what the data say."""
-        import keras
-
-        routed = self._routed("model__")
-        if isinstance(self.model, keras.Model):
-            for name in routed:
-                self._refuse("model__", name, "a model that is built already", ())
-            return functools.partial(_copy, self.model)
-        build = mlp if self.model is None else self.model
-        name = getattr(build, "__name__", repr(build))
-        parameters = inspect.signature(build).parameters.values()
-        known = {p.name: p.default for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            for unknown in routed.keys() - known.keys():
-                self._refuse("model__", unknown, name, [own for own in known if own not in facts])
-        given = {fact: value for fact, value in facts.items() if fact in known} | routed
-        for missing in (n for n, default in known.items() if default is inspect.Parameter.empty and n not in given):
-            raise ValueError(
-                f"{type(self).__name__}: model must get all it needs, and {name} needs {missing}. "
-                f"Pass model__{missing}."
-            )
-        return functools.partial(build, **given)
+        self._take(model__or_optimizer__)
 
     # ---- fitting -------------------------------------------------------------------------------------------------
 
@@ -167,8 +94,9 @@ class KerasEstimator(CallbackSupport, BaseEstimator):
             sample_weight: a weight for each row, not negative; a row of weight 0 counts as absent.
 
         Raises:
-            sklearn.utils._param_validation.InvalidParameterError: a parameter is out of its range.
-            ValueError: `model__*` or `optimizer__*` names no parameter, or data and network do not fit together.
+            sklearn.utils._param_validation.InvalidParameterError: a parameter is out of its range, or `model__*`,
+                `optimizer__*` or `callbacks__*` names none.
+            ValueError: data and network do not fit together.
         """
         begin = not (self.warm_start and self.__sklearn_is_fitted__())
         return self._fit(X, y, sample_weight, begin=begin, epochs=self.epochs, fresh=True)
@@ -189,7 +117,7 @@ class KerasEstimator(CallbackSupport, BaseEstimator):
 
         Rows may be held out where `holds_out` says so.
         """
-        _require_tensorflow(type(self).__name__)
+        require_tensorflow(type(self).__name__)
         from kopt.estimators.followers import followers_of
 
         table = X
@@ -226,16 +154,19 @@ class KerasEstimator(CallbackSupport, BaseEstimator):
         from kopt.training.network import Blueprint, Network
 
         optimizer = self._optimizer_to_build()
-        facts = {name: getattr(self, name) for name in self._facts}
+        facts = {name: getattr(self, name) for name in self._facts if hasattr(self, name)}
         build = self._model_to_build(**facts)
-        blueprint = Blueprint(build, self.input_shape_, dtype, self.strategy, type(self).__name__)
+        owner = type(self).__name__
+        blueprint = Blueprint(build, self.input_shape_, dtype, self.strategy, owner, self.device, self.dtype)
+        with invalid():  # the devices that there are
+            _ = blueprint.placed
         seeds = random.randint(2**31 - 1, size=2)
         draft, units, initial = blueprint.draft(int(seeds[0]))
         loss, target = self._fit_loss(draft, units, dtype)
         return Network(blueprint, draft, initial, optimizer, loss, target, int(seeds[1]))
 
     def _validated(self, X, y, begin):
-        dtype = [np.float64, np.float32] if begin else self._network.blueprint.dtype
+        dtype = self._row_dtypes() if begin else self._network.blueprint.dtype
         given = y is not None or self.__sklearn_tags__().target_tags.required
         targets = {"y": y, "multi_output": True, **self._checks_of_y} if given else {}
         X, y = self._checked(X, begin, dtype=dtype, **targets)
@@ -261,6 +192,12 @@ class KerasEstimator(CallbackSupport, BaseEstimator):
         """Rows for the fitted network."""
         check_is_fitted(self)
         return self._checked(X, begin=False, dtype=self._network.blueprint.dtype)[0]
+
+    def _row_dtypes(self):
+        """What rows may be: float64 or float32 as they come, unless `dtype` says it."""
+        if self.dtype is None:
+            return [np.float64, np.float32]
+        return np.float64 if self.dtype == "float64" else np.float32
 
     def _class_weighted(self, w, y):
         return w
@@ -294,51 +231,3 @@ class KerasEstimator(CallbackSupport, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
-
-
-def _require_tensorflow(owner):
-    with needs_tensorflow(owner):
-        import keras
-    if (backend := keras.backend.backend()) != "tensorflow":
-        raise RuntimeError(f"{owner}: KERAS_BACKEND must be 'tensorflow', on which it trains, got {backend!r}.")
-
-
-def _optimizer_named(name, owner):
-    import keras
-
-    from kopt import optimizers
-
-    found = {
-        known.lower(): cls
-        for source in (keras.optimizers, optimizers)  # kopt's own come last, and win
-        for known, cls in vars(source).items()
-        if isinstance(cls, type) and issubclass(cls, keras.optimizers.Optimizer) and _stands_alone(cls)
-    }
-    if name.lower() not in found:
-        near = [found[known].__name__ for known in difflib.get_close_matches(name.lower(), found, n=1)]
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        names = ", ".join(sorted(cls.__name__ for cls in found.values()))
-        raise ValueError(f"{owner}: optimizer must be one of {names}, got {name!r}.{hint}")
-    return found[name.lower()]
-
-
-def _stands_alone(optimizer):
-    """Whether a name is all that an optimizer's class needs: bases and what takes another optimizer need more."""
-    required = [p for p in inspect.signature(optimizer).parameters.values() if p.default is p.empty]
-    return optimizer.__name__ != "Optimizer" and all(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in required)
-
-
-@functools.cache
-def _default_config(kind):
-    return kind().get_config()
-
-
-def _copy(template):
-    import keras
-
-    copy = keras.models.clone_model(template)
-    copy.set_weights(template.get_weights())
-    for layer in copy._flatten_layers():
-        if hasattr(layer, "finalize_state"):  # of a preprocessing layer: what it computes with, from its weights
-            layer.finalize_state()
-    return copy

@@ -48,6 +48,10 @@ class KerasClassifier(ClassifierMixin, ClassTargets, KerasEstimator):
         warm_start: whether `fit` goes on from the weights of the fit before.
         strategy: None for one device, "auto" for all devices of the best kind there are, "mirrored", or a
             `tf.distribute.MirroredStrategy` or `OneDeviceStrategy`.
+        device: the one device to compute on, as "CPU" or "GPU:1"; None for TensorFlow's choice or the strategy's.
+        dtype: name of the Keras dtype policy of layers that do not say otherwise: "float32", "float64",
+            "mixed_bfloat16", "mixed_float16" (with the loss scaled, as in Keras), "bfloat16" or "float16". None
+            computes in the rows' own: 32 bits for floats of 32 bits, else 64. Predictions have 32 or 64 bits.
         random_state: seed of weights, shuffling, dropout and the held-out rows.
         verbose: whether to show a progress bar.
         **model__or_optimizer__: parameters of the network, the optimizer and callbacks, by `model__`, `optimizer__` and
@@ -101,6 +105,8 @@ class KerasClassifier(ClassifierMixin, ClassTargets, KerasEstimator):
         callbacks=None,
         warm_start=False,
         strategy=None,
+        device=None,
+        dtype=None,
         random_state=None,
         verbose=0,
         **model__or_optimizer__,
@@ -118,6 +124,8 @@ class KerasClassifier(ClassifierMixin, ClassTargets, KerasEstimator):
             callbacks=callbacks,
             warm_start=warm_start,
             strategy=strategy,
+            device=device,
+            dtype=dtype,
             random_state=random_state,
             verbose=verbose,
             **model__or_optimizer__,

@@ -145,6 +145,18 @@ class Hyperparameters:
             super().__setattr__("learning_rate", value)
         self._given["learning_rate"] = value
 
+    @classmethod
+    def check_argument(cls, name, value):
+        """Raises what the constructor would raise about the value of one argument, and makes no variable.
+
+        Raises:
+            TypeError: the value is of the wrong type.
+            ValueError: the value is out of its range.
+        """
+        bare = object.__new__(cls)
+        is_input = name == "learning_rate" or name in cls.input_names()
+        (bare._checked if is_input else bare._checked_option)(name, value)
+
     def _checked_option(self, name, value):
         """The value of what is no input, as it is kept."""
         if name in self._declared("patterns"):

@@ -26,10 +26,15 @@ _OF_COMPILE = {
 
 
 class Cache:
-    """The `size` most recently used values by key, for any number of threads."""
+    """The `size` most recently used values by key, for any number of threads.
+
+    Attributes:
+        latest: the value found last: whoever holds it already needs no search.
+    """
 
     def __init__(self, size):
         self.size = size
+        self.latest = None
         self._values = OrderedDict()
         self._lock = threading.Lock()
 
@@ -39,12 +44,14 @@ class Cache:
             self._values[key] = value = self._values.pop(key) if key in self._values else make()
             if len(self._values) > self.size:
                 self._values.popitem(last=False)
+            self.latest = value
             return value
 
     def clear(self):
         """Forgets everything."""
         with self._lock:
             self._values.clear()
+            self.latest = None
 
     def __len__(self):
         return len(self._values)

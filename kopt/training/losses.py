@@ -1,6 +1,7 @@
 """Losses that give every sample its own value, and the outputs that they are given."""
 
 import dataclasses
+import difflib
 import functools
 import inspect
 from typing import Any
@@ -10,6 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 from kopt.training.several import apart
+
+NO_LOSSES = {"Loss", "deserialize", "get", "serialize"}
+"""What `keras.losses` has besides losses."""
 
 
 def resolve(loss, logits, owner):
@@ -28,7 +32,10 @@ def resolve(loss, logits, owner):
     try:
         found = keras.losses.get(loss)
     except ValueError:
-        raise ValueError(f"{owner}: loss must be the name of a loss in keras.losses, got {loss!r}.") from None
+        known = [name for name in vars(keras.losses) if not name.startswith("_") and name not in NO_LOSSES]
+        near = difflib.get_close_matches(loss, known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{owner}: loss must be the name of a loss in keras.losses, got {loss!r}.{hint}") from None
     is_class = isinstance(found, keras.losses.Loss)
     if "from_logits" not in inspect.signature(type(found) if is_class else found).parameters:
         return found
@@ -88,7 +95,11 @@ class Heads:
 
 
 def values(loss, y, outputs):
-    """The loss of each sample, a vector: averaged over the axes beyond the first, as Keras does."""
+    """The loss of each sample, a vector: averaged over the axes beyond the first, as Keras does.
+
+    Outputs in 16 bits are taken to 32 before.
+    """
+    outputs = _widened(outputs)
     each = loss.call(y, outputs) if isinstance(loss, keras.losses.Loss) else loss(y, outputs)
     if not each.shape.rank:
         raise ValueError(f"loss must give each sample a value of its own, and {loss!r} gives one for all.")
@@ -99,6 +110,18 @@ def logits_of(output):
     """The logits of which a softmax or sigmoid made an output, which Keras's losses undo; else the output."""
     logits = getattr(output, "_keras_logits", None)
     return output if logits is None else logits
+
+
+def _widened(output):
+    """An output and what it carries (its logits, its mask), in 32 bits where it has 16."""
+    if output.dtype not in (tf.float16, tf.bfloat16):
+        return output
+    wide = tf.cast(output, tf.float32)
+    if logits_of(output) is not output:
+        wide._keras_logits = tf.cast(logits_of(output), tf.float32)
+    if (mask := getattr(output, "_keras_mask", None)) is not None:
+        wide._keras_mask = mask
+    return wide
 
 
 def in_place_of(output, logits):

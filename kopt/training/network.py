@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import random
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
+from kopt._forks import check_fork
 from kopt.distribute import strategy as distributed
 from kopt.optimizers import Optimizer
 from kopt.training import cache
@@ -34,6 +36,8 @@ class Blueprint:
         dtype: of the rows, and of the layers that do not say otherwise.
         strategy: as the user gave it: see `kopt.distribute.strategy.resolve`.
         owner: who asks, for errors.
+        device: as the user gave it.
+        policy: name of the dtype policy of layers that do not say otherwise; None for `dtype`.
     """
 
     build: Callable[[], Any]
@@ -41,15 +45,18 @@ class Blueprint:
     dtype: str
     strategy: Any
     owner: str
+    device: str | None = None
+    policy: str | None = None
 
     @property
     def placed(self):
         """The strategy, resolved."""
-        return distributed.resolve(self.strategy, self.owner)
+        check_fork(self.owner)
+        return distributed.resolve(self.strategy, self.owner, self.device)
 
     def model(self):
         """Returns a model whose variables live where the strategy says, with one output: several are `Joined`."""
-        with distributed.scope(self.placed), _seeded(0), _layers_in(self.dtype):
+        with distributed.scope(self.placed), _seeded(0), _layers_in(self.dtype, self.policy):
             return self._built()[0]
 
     def draft(self, seed):
@@ -58,11 +65,11 @@ class Blueprint:
         Keras builds it without TensorFlow's variables, which are slow to make and never quite freed.
         """
         try:
-            with _seeded(seed), _layers_in(self.dtype), keras.StatelessScope(initialize_variables=False):
+            with _seeded(seed), _layers_in(self.dtype, self.policy), keras.StatelessScope(initialize_variables=False):
                 model, units = self._built()
                 return model, units, [np.asarray(v.value) for v in weights(model)]
         except Exception:  # some layers make variables that cannot wait; an error of the user's comes again below
-            with _seeded(seed), _layers_in(self.dtype):
+            with _seeded(seed), _layers_in(self.dtype, self.policy):
                 model, units = self._built()
                 return model, units, [np.asarray(v.value) for v in weights(model)]
 
@@ -98,7 +105,7 @@ class Network:
         self.blueprint, self.optimizer, self.loss, self.target = blueprint, optimizer, loss, target
         self.history = {}
         self._rng = np.random.default_rng(seed)
-        self._key, self._model, self._tensors = self._key_of(draft), None, None
+        self._key, self._found, self._model, self._tensors = self._key_of(draft), None, None, None
         self._n_weights = len(initial)
         self._state = [*initial, *self._program().unused_optimizer(cache.inputs_of_optimizer(*optimizer))]
 
@@ -209,7 +216,7 @@ class Network:
     def model(self):
         """Returns a `keras.Model` with these weights, for one device, as the user has made it."""
         if self._model is None:
-            model = dataclasses.replace(self.blueprint, strategy=None).model()
+            model = dataclasses.replace(self.blueprint, strategy=None, device=None).model()
             for variable, array in zip(weights(model), self.weights, strict=True):
                 variable.assign(array)
             self._model = apart(model)
@@ -217,9 +224,14 @@ class Network:
 
     def _program(self):
         """The program of this structure, from the cache or compiled anew."""
-        if self._key is None:
-            self._key = self._key_of(self.blueprint.draft(seed=0)[0])
-        return PROGRAMS.find(self._key, self._compile)
+        check_fork(self.blueprint.owner)
+        found = self._found and self._found()
+        if found is None or PROGRAMS.latest is not found:
+            if self._key is None:
+                self._key = self._key_of(self.blueprint.draft(seed=0)[0])
+            found = PROGRAMS.find(self._key, self._compile)
+            self._found = weakref.ref(found)
+        return found
 
     def _key_of(self, draft):
         structures = (
@@ -231,7 +243,7 @@ class Network:
         treatments = ()  # by the weights' names, which structures leave out
         if issubclass(kind, Optimizer):
             treatments = tuple(kind.from_config(dict(config)).treatments(draft.trainable_variables))
-        return *structures, treatments, self.blueprint.placed, *self._rows()
+        return *structures, treatments, self.blueprint.placed, self.blueprint.policy, *self._rows()
 
     def _compile(self):
         kind, config = self.optimizer
@@ -239,6 +251,8 @@ class Network:
         with distributed.scope(strategy):
             optimizer = kind.from_config(dict(config))
             distributed.check_optimizer(strategy, optimizer, self.blueprint.owner)
+            if self.blueprint.policy == "mixed_float16" and optimizer.loss_scale_factor is None:
+                optimizer = keras.optimizers.LossScaleOptimizer(optimizer)  # as `compile` does
             optimizer.build(model.trainable_variables)
         return program(model, optimizer, self.loss, strategy, self._rows())
 
@@ -252,7 +266,7 @@ class Network:
         )
 
     def __getstate__(self):
-        return {**vars(self), "_key": None, "_model": None, "_tensors": None}
+        return {**vars(self), "_key": None, "_found": None, "_model": None, "_tensors": None}
 
 
 def _epoch(train, order, w, batch_size, follower):
@@ -284,11 +298,11 @@ def _seeded(seed):
 
 
 @contextlib.contextmanager
-def _layers_in(dtype):
-    """Makes layers compute in the rows' dtype, unless the user asked for another one than Keras's default."""
+def _layers_in(dtype, asked=None):
+    """Makes layers compute as asked; else in the rows' dtype, unless Keras was told another one than its default."""
     policy = keras.config.dtype_policy()
-    if policy.name in ("float32", "float64"):
-        keras.config.set_dtype_policy(dtype)
+    if asked or policy.name in ("float32", "float64"):
+        keras.config.set_dtype_policy(asked or dtype)
     try:
         yield
     finally:

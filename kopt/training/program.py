@@ -3,6 +3,7 @@
 import functools
 import math
 import threading
+from typing import Any
 
 import keras
 import numpy as np
@@ -45,7 +46,9 @@ class Program:
     """
 
     def __init__(self, model, optimizer, loss, strategy, rows):
-        self.model, self.optimizer, self.loss = model, optimizer, loss
+        self.model, self.loss = model, loss
+        self.outer = optimizer  # a loss-scale wrapper, or the optimizer itself
+        self.optimizer: Any = getattr(optimizer, "inner_optimizer", optimizer)
         self.strategy, self.rows = strategy, rows
         self.lock = threading.RLock()
         self.weights = weights(model)
@@ -80,7 +83,7 @@ class Program:
     @property
     def variables(self):
         """All that training changes: weights, then what the optimizer keeps."""
-        return [v.value if isinstance(v, keras.Variable) else v for v in (*self.weights, *self.optimizer.variables)]
+        return [v.value if isinstance(v, keras.Variable) else v for v in (*self.weights, *self.outer.variables)]
 
     def load(self, state):
         """Assigns arrays to the variables."""
@@ -178,9 +181,10 @@ class Program:
             penalties = [tf.cast(p, w.dtype) / replicas for p in self.model.losses]
             return outputs, tf.add_n([tf.reduce_sum(w * each) / weight, *penalties])
 
-        factor = self.optimizer.loss_scale_factor
+        wrapped = self.outer is not self.optimizer
+        factor = self.outer.scale_loss(1.0) if wrapped else self.optimizer.loss_scale_factor
         batch = oracle.Batch(self.model, compute, factor, getattr(self.model, "fresh_noise", False), self.loss)
-        oracle.step(self.optimizer, batch, self.optimizer.apply)
+        oracle.step(self.optimizer, batch, self.outer.apply)
         return batch.loss
 
 
