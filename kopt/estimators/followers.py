@@ -26,7 +26,9 @@ def followers_of(estimator, rows, epochs, random):
     """
     owner = type(estimator).__name__
     called = callbacks.instances(estimator.callbacks, estimator._routed("callbacks__"), owner)
-    estimator.callbacks_ = called
+    vars(estimator).pop("callbacks_", None)
+    if called:
+        estimator.callbacks_ = called
     followers, judge = [], None
     needy = [callback for callback in called if callbacks.follows_validation(callback)]
     if estimator.early_stopping or estimator.scoring is not None or needy:
