@@ -21,6 +21,7 @@ _OF_COMPILE = {
     *(vars(keras.Model()).keys() - vars(keras.layers.Layer()).keys()),
     *("_compile_config", "_compiled_trainable_state", "_eval_epoch_iterator", "history", "optimizer"),
     *("stop_evaluating", "stop_predicting", "stop_training"),
+    *("_compiled_engine", "progress"),
 }
 """Attributes that a model has of `compile` and `fit`, of which a program makes no use."""
 

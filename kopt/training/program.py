@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from kopt.distribute import strategy as distributed
 from kopt.training import losses, oracle
+from kopt.training.epochs import over_batches
 from kopt.training.model import minimizers, whole_batch
 from kopt.training.several import within
 
@@ -158,16 +159,16 @@ class Program:
         return np.average(losses.values(self.loss, tf.constant(dense(y)), tf.constant(outputs)), weights=w)
 
     def _epoch(self, X, y, w, order, batch_size):
-        def step(start, total):
-            batch = order[start : start + batch_size]
+        def take(batch, state):
+            (total,) = state
             w_batch = tf.gather(w, batch)
             weight = tf.reduce_sum(w_batch)
             loss = self._step(tf.gather(X, batch), tf.gather(y, batch), w_batch, weight)
-            return start + batch_size, total + weight * loss
+            return (total + weight * loss,)
 
         rows = tf.size(order)
-        nothing = tf.constant(0), tf.zeros([], w.dtype)
-        return tf.while_loop(lambda start, _: start < rows, step, nothing, parallel_iterations=1)[1]
+        batches = (rows + batch_size - 1) // batch_size
+        return over_batches(take, order, tf.constant(0), batches, rows, batch_size, (tf.zeros([], w.dtype),))[0]
 
     def _step(self, X, y, w, weight, replicas=1):
         """Updates the weights from these rows, and returns their part of the loss of a batch of this `weight`.
