@@ -39,6 +39,7 @@ def data(rows=1797):
 
 
 def kopt_side(epochs=EPOCHS, sizes=SIZES, rate=1e-3, seed=0):
+    import kopt.training.network  # noqa: F401 - constructing an estimator would not import TensorFlow
     from kopt import KerasClassifier
 
     return KerasClassifier(
@@ -189,7 +190,7 @@ def step(make):
 
 def first_fit(make):
     X, y = data()
-    make(epochs=1)  # imports
+    make(epochs=1)  # imports what a fit needs
     return seconds(lambda: make().fit(X, y))
 
 

@@ -94,8 +94,8 @@ class KerasEstimator(CallbackSupport, Files, Display):
             sample_weight: a weight for each row, not negative; a row of weight 0 counts as absent.
 
         Raises:
-            sklearn.utils._param_validation.InvalidParameterError: a parameter is out of its range, or `model__*` or
-                `optimizer__*` names none.
+            sklearn.utils._param_validation.InvalidParameterError: a parameter is out of its range, or `model__*`,
+                `optimizer__*` or `callbacks__*` names none.
             ValueError: data and network do not fit together.
         """
         begin = not (self.warm_start and self.__sklearn_is_fitted__())
@@ -154,7 +154,7 @@ class KerasEstimator(CallbackSupport, Files, Display):
         from kopt.training.network import Blueprint, Network
 
         optimizer = self._optimizer_to_build()
-        facts = {name: getattr(self, name) for name in self._facts}
+        facts = {name: getattr(self, name) for name in self._facts if hasattr(self, name)}
         build = self._model_to_build(**facts)
         owner = type(self).__name__
         blueprint = Blueprint(build, self.input_shape_, dtype, self.strategy, owner, self.device, self.dtype)

@@ -1,8 +1,11 @@
 """The parameter `callbacks`: what it may be, and the instances that a fit calls."""
 
 import copy
-import difflib
 import inspect
+
+from sklearn.utils._param_validation import InvalidParameterError
+
+from kopt.estimators.vocabulary import hint
 
 
 def instances(given, routed, owner):
@@ -14,19 +17,28 @@ def instances(given, routed, owner):
         owner: who asks, for errors.
 
     Raises:
-        TypeError: one is no callback of Keras.
-        ValueError: there is no callback of a name, or none that takes an argument.
+        sklearn.utils._param_validation.InvalidParameterError: one is no callback of Keras, there is none of a name, or
+            none that takes an argument.
     """
+    return [
+        kind(**arguments) if isinstance(kind, type) else _copy(kind)
+        for kind, arguments in planned(given, routed, owner)
+    ]
+
+
+def planned(given, routed, owner):
+    """Returns classes with their arguments, and instances with none; the arguments are as for `instances`."""
     named = given if isinstance(given, dict) else {}
-    made, left = [], dict(routed)
+    plan, left = [], dict(routed)
     for own, callback in named.items() or ((None, callback) for callback in _listed(given)):
         kind = _named(callback, owner) if isinstance(callback, str) else callback
         name = own or (kind if isinstance(kind, type) else type(kind)).__name__
         arguments = {n.removeprefix(f"{name}__"): left.pop(n) for n in routed if n.startswith(f"{name}__")}
-        made.append(_made(kind, arguments, name, owner))
+        _check(kind, arguments, f"callbacks__{name}__", owner)
+        plan.append((kind, arguments))
     for unknown in left:
-        raise ValueError(f"{owner}: callbacks__{unknown} must name one of the callbacks, got {given!r}.")
-    return made
+        raise InvalidParameterError(f"{owner}: callbacks__{unknown} must name one of the callbacks, got {given!r}.")
+    return plan
 
 
 def follows_validation(callback):
@@ -42,23 +54,22 @@ def _listed(given):
     return given if isinstance(given, list | tuple) else [given]
 
 
-def _made(kind, arguments, name, owner):
+def _check(kind, arguments, route, owner):
     import keras
 
-    if not isinstance(kind, type):
-        if not isinstance(kind, keras.callbacks.Callback):
-            raise TypeError(f"{owner}: callbacks must be names, classes or instances of Keras's, got {kind!r}.")
-        for argument in arguments:
-            raise ValueError(f"{owner}: callbacks__{name}__{argument} needs a class to be made, got an instance.")
-        return _copy(kind)
-    if not issubclass(kind, keras.callbacks.Callback):
-        raise TypeError(f"{owner}: callbacks must be names, classes or instances of Keras's, got {kind!r}.")
-    known = inspect.signature(kind).parameters
-    for argument in arguments.keys() - known.keys():
-        raise ValueError(
-            f"{owner}: callbacks__{name}__{argument} is no argument of {kind.__name__}; it takes {', '.join(known)}."
+    base = keras.callbacks.Callback
+    if not (issubclass(kind, base) if isinstance(kind, type) else isinstance(kind, base)):
+        raise InvalidParameterError(f"{owner}: callbacks must be names, classes or instances of Keras's, got {kind!r}.")
+    if arguments and not isinstance(kind, type):
+        raise InvalidParameterError(
+            f"{owner}: {route}{next(iter(arguments))} needs a class to be made, got an instance."
         )
-    return kind(**arguments)
+    known = list(inspect.signature(kind).parameters) if arguments else []
+    for argument in arguments.keys() - known:
+        raise InvalidParameterError(
+            f"{owner}: {route}{argument} is no argument of {kind.__name__}; it takes {', '.join(known)}."
+            f"{hint(argument, known)}"
+        )
 
 
 def _copy(callback):
@@ -82,8 +93,8 @@ def _named(name, owner):
         if isinstance(cls, type) and issubclass(cls, keras.callbacks.Callback) and cls is not keras.callbacks.Callback
     }
     if name.lower() not in found:
-        near = [found[known].__name__ for known in difflib.get_close_matches(name.lower(), found, n=1)]
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        names = ", ".join(sorted(cls.__name__ for cls in found.values()))
-        raise ValueError(f"{owner}: callbacks must be among {names}, got {name!r}.{hint}")
+        names = [cls.__name__ for cls in found.values()]
+        raise InvalidParameterError(
+            f"{owner}: callbacks must be among {', '.join(sorted(names))}, got {name!r}.{hint(name, names)}"
+        )
     return found[name.lower()]

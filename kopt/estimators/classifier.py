@@ -72,7 +72,7 @@ class KerasClassifier(ClassifierMixin, ClassTargets, KerasEstimator):
             negative loss. None if no rows are held out.
         best_validation_score_: the highest of them.
         history_: all that is known of each epoch, by name: "loss", "val_loss", "val_accuracy", ...
-        callbacks_: the callbacks that the last fit called. They are not pickled.
+        callbacks_: the callbacks that the last fit called, if there are any. They are not pickled.
 
     Examples:
         >>> from sklearn.datasets import load_iris

@@ -43,7 +43,7 @@ class Files(Parameters):
                 parameters[parameter] = writer.write(value)
         fitted = {}
         for attribute, value in self.__getstate__().items():
-            if attribute in parameters or attribute == "_sklearn_version":
+            if attribute in parameters or attribute == "_skl_callbacks":  # belong to the session, as others do
                 continue
             try:
                 fitted[attribute] = writer.write(value)

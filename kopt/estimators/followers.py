@@ -8,7 +8,6 @@ from sklearn.metrics import check_scoring
 from sklearn.model_selection import train_test_split
 
 from kopt.estimators import callbacks
-from kopt.estimators.parameters import invalid
 from kopt.training.followers import Follower, KerasCallbacks, Patience, Progress, Validation
 
 
@@ -26,9 +25,10 @@ def followers_of(estimator, rows, epochs, random):
         rows held out, or None.
     """
     owner = type(estimator).__name__
-    with invalid():
-        called = callbacks.instances(estimator.callbacks, estimator._routed("callbacks__"), owner)
-    estimator.callbacks_ = called
+    called = callbacks.instances(estimator.callbacks, estimator._routed("callbacks__"), owner)
+    vars(estimator).pop("callbacks_", None)
+    if called:
+        estimator.callbacks_ = called
     followers, judge = [], None
     needy = [callback for callback in called if callbacks.follows_validation(callback)]
     if estimator.early_stopping or estimator.scoring is not None or needy:

@@ -1,4 +1,4 @@
-"""Parameters of an estimator: its own by name, its network's and its optimizer's by prefix, and what they may be."""
+"""Parameters of an estimator: its own by name, those of its parts by prefix, and what they may be."""
 
 import contextlib
 import copy
@@ -12,6 +12,7 @@ from sklearn.utils._param_validation import InvalidParameterError
 
 from kopt._checks import check_range, needs_tensorflow
 from kopt._forks import check_fork
+from kopt.estimators import callbacks
 from kopt.estimators.networks import check_mlp, mlp
 from kopt.estimators.vocabulary import ARGUMENTS, advice, hint
 
@@ -19,20 +20,16 @@ ROUTES = ("model__", "optimizer__", "callbacks__")
 
 
 class Parameters(BaseEstimator):
-    """An estimator that also takes `model__*`, `optimizer__*` and `callbacks__*`, and checks them all beforehand."""
+    """An estimator that also takes parameters of its parts, by `ROUTES`, and checks all before anything is computed."""
 
     model: Any
     optimizer: Any
     loss: Any
+    callbacks: Any
     strategy: Any
     device: Any
     _facts: tuple[str, ...] = ()
     """What the data say that a function which makes a network may ask for, by name."""
-
-    @property
-    def _known_facts(self):
-        """The same before the data are known."""
-        return self._facts
 
     def _take(self, routed):
         """Keeps what the constructor was given besides its own parameters."""
@@ -101,7 +98,7 @@ class Parameters(BaseEstimator):
     def _validate_params(self):
         """Checks all parameters; TensorFlow is imported only for those of Keras's objects, and makes no tensor."""
         super()._validate_params()
-        self._model_to_build(**dict.fromkeys(self._known_facts))
+        self._model_to_build(**dict.fromkeys(self._facts))
         network = {f"model__{name}": value for name, value in self._routed("model__").items()}
         if self.model is None:
             check_mlp(type(self).__name__, network)
@@ -116,6 +113,9 @@ class Parameters(BaseEstimator):
             self._check_optimizer()
             self._check_loss()
             self._check_activation(activation)
+        if self.callbacks is not None or self._routed("callbacks__"):
+            require_tensorflow(type(self).__name__)
+            callbacks.planned(self.callbacks, self._routed("callbacks__"), type(self).__name__)
 
     def _check_optimizer(self):
         from kopt.optimizers import Optimizer

@@ -33,8 +33,8 @@ class KerasTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClassT
         callbacks: Keras's callbacks.
         warm_start: whether `fit` goes on from the weights of the fit before.
         strategy: of the devices to use.
-        device: the one device to use, as TensorFlow names it.
-        dtype: Keras's dtype policy.
+        device: the one device to use.
+        dtype: name of the Keras dtype policy of layers that do not say otherwise.
         random_state: seed of weights, shuffling, dropout and the held-out rows.
         verbose: whether to show a progress bar.
         **model__or_optimizer__: parameters of the network and the optimizer, by these prefixes, and of callbacks, by
@@ -144,12 +144,6 @@ class KerasTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClassT
     def _targets(self):
         return ClassTargets if self.task_ == "classification" else ValueTargets
 
-    _known_facts = ClassTargets._facts
-
-    @property
-    def _facts(self):
-        return self._targets._facts
-
     def _validated(self, X, y, begin):
         X, y = super()._validated(X, y, begin)
         if begin:
@@ -166,6 +160,8 @@ class KerasTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClassT
         return "regression" if type_of_target(y).startswith("continuous") else "classification"
 
     def _learn_targets(self, y, begin, **classes):
+        for fact in ("classes_", "n_classes_", "target_type_") if begin else ():  # of an earlier task
+            self.__dict__.pop(fact, None)
         if self.task_ != "reconstruction":
             return self._targets._learn_targets(self, y, begin, **classes)
         if begin:

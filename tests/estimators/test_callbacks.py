@@ -1,5 +1,7 @@
 """Callbacks of Keras and of scikit-learn, and what is known of each epoch."""
 
+import pickle
+
 import keras
 import numpy as np
 import pandas as pd
@@ -79,6 +81,9 @@ def test_early_stopping_of_keras_is_ours():
     assert stop.model is None
     assert getattr(stop, "best", None) is None
     assert net.callbacks_[0].best == min(net.history_["val_loss"])
+    again = pickle.loads(pickle.dumps(net))
+    assert not hasattr(again, "callbacks_")
+    assert again.fit(X, noise).history_ == own.history_
 
 
 def test_rates_are_set_and_written_down():

@@ -46,13 +46,14 @@ def test_several_targets(net):
     assert net.score(X, both, w) == pytest.approx((predicted == both).all(axis=1)[1::2].mean())
 
 
-def test_outputs_stay_apart_in_the_model(net):
+def test_outputs_stay_apart_in_the_model(net, tmp_path):
     outputs = net.model_(X)
     assert net.model_.output_names == ["y0", "y1"]
     for output, p in zip(outputs, net.predict_proba(X)):
         np.testing.assert_allclose(output, p, rtol=1e-6)
-    again = pickle.loads(pickle.dumps(net))
-    np.testing.assert_array_equal(again.predict_proba(X)[0], net.predict_proba(X)[0])
+    net.save(tmp_path / "net.kopt")
+    for again in (pickle.loads(pickle.dumps(net)), kopt.load(tmp_path / "net.kopt", model=heads)):
+        np.testing.assert_array_equal(again.predict_proba(X)[0], net.predict_proba(X)[0])
 
 
 @pytest.mark.parametrize(

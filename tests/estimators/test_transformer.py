@@ -38,12 +38,14 @@ def test_a_code_gives_rows_back(net):
     )
 
 
-def test_names_and_frames(net):
+def test_names_and_frames(net, tmp_path):
     names = ["kerastransformer0", "kerastransformer1"]
     assert net.get_feature_names_out().tolist() == names
-    table = pickle.loads(pickle.dumps(net)).set_output(transform="pandas").transform(X)
-    assert list(table.columns) == names
-    np.testing.assert_array_equal(table, net.set_output(transform="default").transform(X))
+    net.save(tmp_path / "code.kopt")
+    for again in (pickle.loads(pickle.dumps(net)), kopt.load(tmp_path / "code.kopt")):
+        table = again.set_output(transform="pandas").transform(X)
+        assert list(table.columns) == names
+        np.testing.assert_array_equal(table, net.transform(X))
 
 
 def test_layers_by_name_and_number():
