@@ -5,6 +5,7 @@ from .callbacks import SwapWeights as SwapWeights
 from .callbacks import recalibrate as recalibrate
 from .estimators import KerasClassifier as KerasClassifier
 from .estimators import KerasRegressor as KerasRegressor
+from .estimators import KerasTransformer as KerasTransformer
 from .estimators import load as load
 from .learning_rate_finder import LearningRateFinder as LearningRateFinder
 from .learning_rate_finder import find_learning_rate as find_learning_rate

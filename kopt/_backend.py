@@ -6,14 +6,22 @@ import math
 from typing import Any
 
 import keras
+from keras.src.trainers.data_adapters import array_data_adapter, array_slicing
+from keras.src.trainers.epoch_iterator import EpochIterator
+from keras.src.utils.python_utils import pythonify_logs
 
 PRIVATE = {
+    keras.callbacks.Callback: ("_model",),
     keras.Model: (
+        "_assert_compile_called",
         "_call_has_training_arg",
         "_compile_loss",
         "_compute_loss",
         "_flatten_layers",
+        "_flatten_metrics_in_order",
+        "_initial_epoch",
         "_loss_tracker",  # once compiled
+        "_should_eval",
     ),
     keras.optimizers.Optimizer: (
         "_accumulated_gradients",  # where gradients accumulate
@@ -33,6 +41,31 @@ PRIVATE = {
     ),
 }
 """Private attributes of Keras's objects that kopt reads, calls or overrides."""
+
+
+def batches_of(x, y=None, sample_weight=None, **how):
+    """Keras's iterator over batches: what checks the arguments of `fit` that are about data, and knows their number."""
+    return EpochIterator(x, y, sample_weight, **how)
+
+
+def are_arrays(*data):
+    """Whether all of this is arrays, or None, in tuples and dictionaries."""
+    return array_data_adapter.can_convert_arrays(data)
+
+
+def as_tensors(arrays):
+    """Arrays as Keras hands them to TensorFlow: floats in its default type, columns of frames as numbers."""
+    return array_slicing.convert_to_sliceable(arrays, target_backend="tensorflow")
+
+
+def split(arrays, validation_split):
+    """Keras's parts of arrays for training and for validation: the last rows."""
+    return array_slicing.train_validation_split(arrays, validation_split)
+
+
+def numbers(logs):
+    """Logs as Python's numbers, by sorted names."""
+    return pythonify_logs(logs)
 
 
 def on_tensorflow():

@@ -14,7 +14,10 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 SMALL = {
     "autoencoder_kfac.py": ["--steps", "10"],
+    "calibration.py": ["--epochs", "4", "--rows", "1000"],
+    "early_stopping.py": ["--epochs", "15"],
     "large_batch_lbfgs.py": ["--passes", "20"],
+    "mixed_columns.py": ["--epochs", "4"],
     "noisy_labels.py": ["--epochs", "8"],
 }
 """Arguments with which an example takes a few seconds, where without any it takes more."""

@@ -3,5 +3,6 @@
 from kopt.estimators.classifier import KerasClassifier
 from kopt.estimators.files import load
 from kopt.estimators.regressor import KerasRegressor
+from kopt.estimators.transformer import KerasTransformer
 
-__all__ = ["KerasClassifier", "KerasRegressor", "load"]
+__all__ = ["KerasClassifier", "KerasRegressor", "KerasTransformer", "load"]

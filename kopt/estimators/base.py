@@ -1,24 +1,26 @@
 """What both estimators share: parameters, validation of data, and the course of a fit."""
 
+import dataclasses
 from numbers import Integral, Real
 
 import numpy as np
 from sklearn.base import _fit_context
-from sklearn.model_selection import train_test_split
-from sklearn.utils import _safe_indexing, check_random_state
+from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from kopt.estimators.callback_support import CallbackSupport
 from kopt.estimators.display import Display
 from kopt.estimators.files import Files
 from kopt.estimators.parameters import invalid, require_tensorflow
+from kopt.estimators.rows import Rows
 
 DTYPES = {"float32", "float64", "mixed_float16", "mixed_bfloat16", "float16", "bfloat16"}
 """Names of Keras's dtype policies in which a network may train."""
 
 
-class KerasEstimator(Files, Display):
-    """Base of `kopt.KerasClassifier` and `kopt.KerasRegressor`."""
+class KerasEstimator(CallbackSupport, Files, Display):
+    """Base of `kopt.KerasClassifier`, `kopt.KerasRegressor` and `kopt.KerasTransformer`."""
 
     _parameter_constraints = {
         "model": [callable, None],
@@ -29,6 +31,8 @@ class KerasEstimator(Files, Display):
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "scoring": [str, callable, list, tuple, dict, None],
+        "callbacks": [str, callable, list, tuple, dict, HasMethods(["on_epoch_end", "set_model"]), None],
         "warm_start": ["boolean"],
         "strategy": [StrOptions({"auto", "mirrored"}), HasMethods(["scope", "run"]), None],
         "device": [str, None],
@@ -48,6 +52,8 @@ class KerasEstimator(Files, Display):
         early_stopping=False,
         validation_fraction=0.1,
         n_iter_no_change=10,
+        scoring=None,
+        callbacks=None,
         warm_start=False,
         strategy=None,
         device=None,
@@ -64,6 +70,8 @@ class KerasEstimator(Files, Display):
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
+        self.scoring = scoring
+        self.callbacks = callbacks
         self.warm_start = warm_start
         self.strategy = strategy
         self.device = device
@@ -79,14 +87,15 @@ class KerasEstimator(Files, Display):
         """Trains a network on rows `X` and targets `y`, and returns the estimator.
 
         Args:
-            X: array, frame or sparse matrix of shape (rows, features). Floats of 32 bits are computed with as
-                such, all others in 64 bits.
+            X: array, frame or sparse matrix of shape (rows, features), or with a `model` of your own an array of shape
+                (rows, ...). Floats of 32 bits are computed with as such, all others in 64 bits. Of a file mapped to
+                memory (`numpy.memmap`) only a few megabytes are in memory at a time.
             y: targets, a row each.
             sample_weight: a weight for each row, not negative; a row of weight 0 counts as absent.
 
         Raises:
-            sklearn.utils._param_validation.InvalidParameterError: a parameter is out of its range, or `model__*` or
-                `optimizer__*` names none.
+            sklearn.utils._param_validation.InvalidParameterError: a parameter is out of its range, or `model__*`,
+                `optimizer__*` or `callbacks__*` names none.
             ValueError: data and network do not fit together.
         """
         begin = not (self.warm_start and self.__sklearn_is_fitted__())
@@ -94,22 +103,32 @@ class KerasEstimator(Files, Display):
 
     def _go_on(self, X, y, sample_weight, **targets):
         """What `partial_fit` does."""
-        if self.early_stopping:
-            raise ValueError(f"{type(self).__name__}: partial_fit needs early_stopping=False, got True.")
+        for name, value, plain in (
+            ("early_stopping", bool(self.early_stopping), False),
+            ("scoring", self.scoring, None),
+        ):
+            if value is not plain:
+                raise ValueError(f"{type(self).__name__}: partial_fit needs {name}={plain}, got {value!r}.")
         begin = not self.__sklearn_is_fitted__()
-        return self._fit(X, y, sample_weight, begin=begin, epochs=1, fresh=begin, **targets)
+        return self._fit(X, y, sample_weight, begin=begin, epochs=1, fresh=begin, holds_out=False, **targets)
 
-    def _fit(self, X, y, sample_weight, *, begin, epochs, fresh, **targets):
-        """Trains; `begin` learns what the data look like, `fresh` makes a new network and optimizer."""
+    def _fit(self, X, y, sample_weight, *, begin, epochs, fresh, holds_out=True, **targets):
+        """Trains; `begin` learns what the data look like, `fresh` makes a new network and optimizer.
+
+        Rows may be held out where `holds_out` says so.
+        """
         require_tensorflow(type(self).__name__)
+        from kopt.estimators.followers import followers_of
+
+        table = X
         X, y = self._validated(X, y, begin)
         if begin:
             self.__dict__.pop("_network", None)  # a fit that fails must not leave an older network with newer facts
-        w = self._weights(sample_weight, X)
-        X, y, w = self._present(w, X, y, w)
-        codes = self._learn_targets(y, begin, **targets)
-        w = self._class_weighted(w, y)
-        X, codes, w = self._present(w, X, codes, w)
+        owner, w = type(self).__name__, self._weights(sample_weight, X)
+        table = table if hasattr(self, "feature_names_in_") else X
+        rows = Rows(X, y, w, table, None if sample_weight is None else w).present(owner)
+        codes = self._learn_targets(rows.X if y is None else rows.y, begin, **targets)
+        rows = dataclasses.replace(rows, codes=codes, w=self._class_weighted(rows.w, rows.y)).present(owner)
         random = check_random_state(self.random_state)
         network = self._new_network(X.dtype.name, random) if fresh else self._network
         if not fresh:
@@ -117,37 +136,28 @@ class KerasEstimator(Files, Display):
         if fresh and not begin:
             network.start_from(self._network.weights)
             network.history = {name: list(values) for name, values in self._network.history.items()}
-        validation = None
-        if self.early_stopping:
-            X, X_val, codes, codes_val, w, w_val = train_test_split(
-                X, codes, w,
-                test_size=self.validation_fraction,
-                random_state=random.randint(2**31 - 1),
-                stratify=self._strata(codes),
-            )  # fmt: skip
-            validation = X_val, self._encoded(codes_val), w_val
+        rows, followers, judge = followers_of(self, rows, epochs, random if holds_out else None)
         network.train(
-            X, self._encoded(codes), w,
+            rows.X, self._encoded(rows.codes), rows.w,
             epochs=epochs,
-            batch_size=None if self.batch_size == "auto" else min(self.batch_size, len(w)),
-            validation=validation,
-            patience=self.n_iter_no_change,
-            verbose=bool(self.verbose),
+            batch_size=None if self.batch_size == "auto" else min(self.batch_size, len(rows.w)),
+            followers=followers,
         )  # fmt: skip
         self._network = network
-        self.history_ = network.history
-        self.loss_curve_ = network.history["loss"]
-        self.n_iter_ = len(self.loss_curve_)
+        self.history_, self.loss_curve_ = network.history, network.history["loss"]
+        self.n_iter_, self.best_loss_ = len(self.loss_curve_), min(self.loss_curve_, default=None)
+        scores = judge and [judge.sign * value for value in self.history_[f"val_{judge.name}"]]
+        self.validation_scores_, self.best_validation_score_ = scores, max(scores or [], default=None)
         return self
 
     def _new_network(self, dtype, random):
         from kopt.training.network import Blueprint, Network
 
         optimizer = self._optimizer_to_build()
-        facts = {name: getattr(self, name) for name in self._facts}
+        facts = {name: getattr(self, name) for name in self._facts if hasattr(self, name)}
         build = self._model_to_build(**facts)
         owner = type(self).__name__
-        blueprint = Blueprint(build, self.n_features_in_, dtype, self.strategy, owner, self.device, self.dtype)
+        blueprint = Blueprint(build, self.input_shape_, dtype, self.strategy, owner, self.device, self.dtype)
         with invalid():  # the devices that there are
             _ = blueprint.placed
         seeds = random.randint(2**31 - 1, size=2)
@@ -156,22 +166,38 @@ class KerasEstimator(Files, Display):
         return Network(blueprint, draft, initial, optimizer, loss, target, int(seeds[1]))
 
     def _validated(self, X, y, begin):
-        dtype = self._network.blueprint.dtype if not begin else self._row_dtypes()
-        return validate_data(
-            self, X, y, reset=begin, accept_sparse="csr", dtype=dtype, multi_output=True, **self._checks_of_y
-        )
+        dtype = self._row_dtypes() if begin else self._network.blueprint.dtype
+        given = y is not None or self.__sklearn_tags__().target_tags.required
+        targets = {"y": y, "multi_output": True, **self._checks_of_y} if given else {}
+        X, y = self._checked(X, begin, dtype=dtype, **targets)
+        if begin and self.model is None and X.ndim > 2:
+            raise ValueError(
+                f"{type(self).__name__}: X must have shape (rows, features) for the default network, got shape "
+                f"{X.shape}. Pass as model a function that builds a network for its argument input_shape_."
+            )
+        return X, y
+
+    def _checked(self, X, begin, **checks):
+        """The rows and, if there are any, the targets; `begin` learns the shape of a row."""
+        found = validate_data(self, X, reset=begin, accept_sparse="csr", allow_nd=True, **checks)
+        X, y = found if isinstance(found, tuple) else (found, None)
+        if begin:
+            self.input_shape_ = tuple(X.shape[1:])
+        if X.shape[1:] != self.input_shape_:
+            who = type(self).__name__
+            raise ValueError(f"{who}: rows of X must have shape {self.input_shape_} as in fit, got {X.shape[1:]}.")
+        return X, y
+
+    def _rows(self, X):
+        """Rows for the fitted network."""
+        check_is_fitted(self)
+        return self._checked(X, begin=False, dtype=self._network.blueprint.dtype)[0]
 
     def _row_dtypes(self):
         """What rows may be: float64 or float32 as they come, unless `dtype` says it."""
         if self.dtype is None:
             return [np.float64, np.float32]
         return np.float64 if self.dtype == "float64" else np.float32
-
-    def _present(self, w, *arrays):
-        """The arrays' rows whose weight is not zero."""
-        if not w.any():
-            raise ValueError(f"{type(self).__name__}: sample_weight must not be zero for every row.")
-        return arrays if w.all() else [_safe_indexing(a, np.flatnonzero(w)) for a in arrays]
 
     def _class_weighted(self, w, y):
         return w
@@ -185,15 +211,18 @@ class KerasEstimator(Files, Display):
     # ---- the fitted network --------------------------------------------------------------------------------------
 
     def _outputs(self, X):
-        check_is_fitted(self)
-        X = validate_data(self, X, reset=False, accept_sparse="csr", dtype=self._network.blueprint.dtype)
-        return self._network(X)
+        rows = self._rows(X)
+        return self._network(rows)
 
     @property
     def model_(self):
         """The trained network, a `keras.Model` with weights of its own."""
         check_is_fitted(self)
         return self._network.model()
+
+    def __getstate__(self):
+        state = super().__getstate__()
+        return {name: value for name, value in state.items() if name != "callbacks_"}  # some hold open files
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "_network")

@@ -1,18 +1,19 @@
 """A Keras network as a scikit-learn classifier."""
 
+from typing import Any
+
 import numpy as np
+from scipy.special import expit, log_expit, log_softmax, softmax
 from sklearn.base import ClassifierMixin, _fit_context
-from sklearn.utils import column_or_1d
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.class_weight import compute_sample_weight
-from sklearn.utils.extmath import softmax
-from sklearn.utils.multiclass import check_classification_targets, type_of_target
 
 from kopt.estimators.base import KerasEstimator
+from kopt.estimators.targets import ClassTargets
 
 
-class KerasClassifier(ClassifierMixin, KerasEstimator):
-    """A classifier made of a Keras network, for two classes, many, or several labels at once.
+class KerasClassifier(ClassifierMixin, ClassTargets, KerasEstimator):
+    """A classifier made of a Keras network, for two classes, many, several labels at once, or several targets.
 
     Networks of one structure share one compiled program: of a grid search over learning rates only the first fit
     compiles. Weights are the estimator's own. Two fits with the same `random_state` are equal bit for bit.
@@ -20,22 +21,30 @@ class KerasClassifier(ClassifierMixin, KerasEstimator):
     Args:
         model: None for a multilayer perceptron (parameters `model__hidden_layer_sizes`, `model__activation`,
             `model__dropout`, `model__drop_path`); a function that returns a `keras.Model`, and gets those of
-            `n_features_in_`, `n_outputs_`, `n_classes_` and `target_type_` that its signature names, besides
-            `model__*`; or a `keras.Model`, of which each fit trains a copy that starts from the model's present
+            `n_features_in_`, `input_shape_`, `n_outputs_`, `n_classes_` and `target_type_` that its signature names,
+            besides `model__*`; or a `keras.Model`, of which each fit trains a copy that starts from the model's present
             weights. The last layer has `n_outputs_` units (one for two classes), or one for each class; without
-            softmax or sigmoid its outputs are taken for logits.
+            softmax or sigmoid its outputs are taken for logits. For several targets it has units for all of their
+            classes, side by side; or the model has an output for each target.
         optimizer: name, class or instance of an optimizer of kopt or Keras; None means `kopt.Adam()`. An instance
             is copied, never changed. `optimizer__*` sets its parameters.
         loss: name of a loss in `keras.losses`, a `keras.losses.Loss`, or a function of targets and outputs that
             returns a value for each row. None means cross-entropy. With one unit for each class, losses other than
             the sparse cross-entropy see indicators of the classes.
-        class_weight: weights by class, or "balanced" for weights inverse to the classes' frequencies.
+        class_weight: weights by class, or "balanced" for weights inverse to the classes' frequencies. For several
+            targets a list of such weights, which are multiplied.
         epochs: how often to go over the rows, at most.
         batch_size: rows in a step; "auto" is a fiftieth of all, but 32 to 256.
-        early_stopping: whether to hold out some rows, and stop when their loss no longer falls; the weights
-            with the lowest are kept.
-        validation_fraction: share of the rows to hold out.
-        n_iter_no_change: epochs without a lower loss after which to stop.
+        early_stopping: whether to hold out some rows, and stop when they get no better; the best weights are kept.
+        validation_fraction: share of the rows to hold out, if `early_stopping`, `scoring` or a callback that follows
+            "val_..." asks for it, with the classes in the same shares.
+        n_iter_no_change: epochs no better than the best after which to stop.
+        scoring: what to judge the rows held out by, after each epoch: a scorer of scikit-learn, by name or as a
+            function of estimator, rows and targets; several, as in `sklearn.metrics.check_scoring`, of which the first
+            decides on stopping; or None for the loss.
+        callbacks: `keras.callbacks.Callback`s to call: a name, a class or an instance, a list of these, or a dictionary
+            by names of your own. Each fit uses copies of instances. `callbacks__name__argument` sets what a class is
+            made with, where the name is that of the class or in the dictionary.
         warm_start: whether `fit` goes on from the weights of the fit before.
         strategy: None for one device, "auto" for all devices of the best kind there are, "mirrored", or a
             `tf.distribute.MirroredStrategy` or `OneDeviceStrategy`.
@@ -45,18 +54,25 @@ class KerasClassifier(ClassifierMixin, KerasEstimator):
             computes in the rows' own: 32 bits for floats of 32 bits, else 64. Predictions have 32 or 64 bits.
         random_state: seed of weights, shuffling, dropout and the held-out rows.
         verbose: whether to show a progress bar.
-        **model__or_optimizer__: parameters of the network and of the optimizer, by these prefixes.
+        **model__or_optimizer__: parameters of the network, the optimizer and callbacks, by `model__`, `optimizer__` and
+            `callbacks__name__`.
 
     Attributes:
-        classes_: the labels; for several labels at once, their numbers.
-        n_classes_: how many there are.
+        classes_: the labels; for several labels at once, their numbers; for several targets, a list of the labels of
+            each.
+        n_classes_: how many there are; for several targets, a list.
         n_outputs_: units that the last layer of `model` is asked for.
-        target_type_: "binary", "multiclass" or "multilabel-indicator".
+        target_type_: "binary", "multiclass", "multilabel-indicator" or "multiclass-multioutput".
         n_features_in_: columns of the rows.
         model_: the trained network, a `keras.Model`.
-        loss_curve_: the mean loss of each epoch.
-        history_: the same by name, with "val_loss" when stopping early.
         n_iter_: epochs trained.
+        loss_curve_: the mean loss of each epoch.
+        best_loss_: the lowest of them.
+        validation_scores_: the score of the rows held out after each epoch, higher for better: without `scoring` the
+            negative loss. None if no rows are held out.
+        best_validation_score_: the highest of them.
+        history_: all that is known of each epoch, by name: "loss", "val_loss", "val_accuracy", ...
+        callbacks_: the callbacks that the last fit called, if there are any. They are not pickled.
 
     Examples:
         >>> from sklearn.datasets import load_iris
@@ -70,10 +86,8 @@ class KerasClassifier(ClassifierMixin, KerasEstimator):
     """
 
     _parameter_constraints = KerasEstimator._parameter_constraints | {
-        "class_weight": [dict, StrOptions({"balanced"}), None]
+        "class_weight": [dict, list, StrOptions({"balanced"}), None]
     }
-    _checks_of_y = {}
-    _facts = ("n_features_in_", "n_outputs_", "n_classes_", "target_type_")
 
     def __init__(
         self,
@@ -87,6 +101,8 @@ class KerasClassifier(ClassifierMixin, KerasEstimator):
         early_stopping=False,
         validation_fraction=0.1,
         n_iter_no_change=10,
+        scoring=None,
+        callbacks=None,
         warm_start=False,
         strategy=None,
         device=None,
@@ -104,6 +120,8 @@ class KerasClassifier(ClassifierMixin, KerasEstimator):
             early_stopping=early_stopping,
             validation_fraction=validation_fraction,
             n_iter_no_change=n_iter_no_change,
+            scoring=scoring,
+            callbacks=callbacks,
             warm_start=warm_start,
             strategy=strategy,
             device=device,
@@ -127,20 +145,67 @@ class KerasClassifier(ClassifierMixin, KerasEstimator):
         return self._go_on(X, y, sample_weight, classes=classes)
 
     def predict_proba(self, X):
-        """Returns the probability of each class, of shape (rows, classes); of each label for several at once."""
-        z = self._outputs(X)
-        if self._softmax:
-            p = softmax(z) if self._logits else np.clip(z, 0, 1)
-            return p / p.sum(axis=1, keepdims=True)
-        p = (1 + np.tanh(z / 2)) / 2 if self._logits else np.clip(z, 0, 1)
-        return p if self._multilabel else np.hstack([1 - p, p])
+        """Returns the probability of each class, of shape (rows, classes); of each label for several at once.
+
+        For several targets it is a list, with an array for each.
+        """
+        return self._each(self._outputs(X), self._probabilities)
+
+    def predict_log_proba(self, X):
+        """Returns the logarithms of `predict_proba`, exact where these are too small for a number."""
+        return self._each(self._outputs(X), self._log_probabilities)
 
     def decision_function(self, X):
         """Returns a score for each class, of shape (rows, classes): its logit. For two classes, one of shape (rows,).
 
-        It is above zero for the second class.
+        It is above zero for the second class. For several targets it is a list, with an array for each.
         """
-        z = self._outputs(X)
+        return self._each(self._outputs(X), self._scores)
+
+    def predict(self, X):
+        """Returns the label of each row; indicators for several labels at once, columns for several targets."""
+        scores: Any = self.decision_function(X)
+        if self._multilabel:
+            return (scores > 0).astype(int)
+        if not self._multioutput:
+            return self._label(scores, self.classes_)
+        return np.stack([self._label(own, classes) for own, classes in zip(scores, self.classes_, strict=True)], axis=1)
+
+    def score(self, X, y, sample_weight=None):
+        """Returns the share of rows whose labels, or all of them where there are several, are predicted.
+
+        Args:
+            X: as in `fit`.
+            y: true labels.
+            sample_weight: a weight for each row.
+        """
+        if not self._multioutput:
+            return super().score(X, y, sample_weight)
+        return float(np.average((np.asarray(y) == self.predict(X)).all(axis=1), weights=sample_weight))
+
+    # ---- what outputs mean ---------------------------------------------------------------------------------------
+
+    def _each(self, z, meaning):
+        if not self._multioutput:
+            return meaning(z)
+        return [meaning(head) for head in np.split(z, np.cumsum(self.n_classes_)[:-1], axis=1)]
+
+    def _probabilities(self, z):
+        if self._softmax:
+            p = softmax(z, axis=1) if self._logits else np.clip(z, 0, 1)
+            return p / p.sum(axis=1, keepdims=True)
+        p = expit(z) if self._logits else np.clip(z, 0, 1)
+        return p if self._multilabel else np.hstack([1 - p, p])
+
+    def _log_probabilities(self, z):
+        if not self._logits:
+            with np.errstate(divide="ignore"):
+                return np.log(self._probabilities(z))
+        if self._softmax:
+            return log_softmax(z, axis=1)
+        return log_expit(z) if self._multilabel else log_expit(np.hstack([-z, z]))
+
+    def _scores(self, z):
         if not self._logits:
             tiny = np.finfo(z.dtype).tiny
             z = np.log(np.maximum(z, tiny)) - (0 if self._softmax else np.log(np.maximum(1 - z, tiny)))
@@ -148,73 +213,18 @@ class KerasClassifier(ClassifierMixin, KerasEstimator):
             return z
         return z[:, 1] - z[:, 0] if z.shape[1] == 2 else z[:, 0]
 
-    def predict(self, X):
-        """Returns the label of each row; indicators for several labels at once."""
-        score = self.decision_function(X)
-        if self._multilabel:
-            return (score > 0).astype(int)
-        if self._softmax and len(self.classes_) != 2:
-            return self.classes_[score.reshape(len(score), -1).argmax(axis=1)]
-        return self.classes_[(score > 0).astype(int)]
-
-    # ---- targets and loss ----------------------------------------------------------------------------------------
-
-    @property
-    def _multilabel(self):
-        return self.target_type_.startswith("multilabel")
+    def _label(self, scores, classes):
+        if scores.ndim == 2:
+            return classes[scores.argmax(axis=1)]
+        return classes[(scores > 0).astype(int) if len(classes) > 1 else np.zeros(len(scores), int)]
 
     def _class_weighted(self, w, y):
         if self.class_weight is None:
             return w
         return (w * compute_sample_weight(self.class_weight, y)).astype(w.dtype)
 
-    def _learn_targets(self, y, begin, classes=None):
-        check_classification_targets(y)
-        kind = type_of_target(y)
-        if kind == "multiclass-multioutput":
-            raise ValueError("KerasClassifier: y must hold one label a row, or 0s and 1s for several, got several.")
-        multilabel = kind.startswith("multilabel")
-        dense = y.toarray() if hasattr(y, "toarray") else np.asarray(y)
-        y = dense if multilabel else column_or_1d(y, warn=True)
-        if begin:
-            self.classes_ = np.arange(y.shape[1]) if multilabel else np.unique(y if classes is None else classes)
-            self.n_classes_ = len(self.classes_)
-            two = not multilabel and self.n_classes_ == 2
-            self.target_type_ = kind if multilabel else "binary" if self.n_classes_ <= 2 else "multiclass"
-            self.n_outputs_ = 1 if two else self.n_classes_
-        if multilabel != self._multilabel or (multilabel and y.shape[1] != self.n_classes_):
-            raise ValueError(f"KerasClassifier: y must be {self.target_type_} as before, got {kind}.")
-        if multilabel:
-            return y
-        if new := set(np.unique(y)) - set(self.classes_):
-            raise ValueError(f"KerasClassifier: y must hold known classes, got {sorted(new)}. Pass classes at first.")
-        return np.searchsorted(self.classes_, y)
-
-    def _strata(self, codes):
-        return None if self._multilabel else codes
-
-    def _fit_loss(self, model, units, dtype):
-        """Reads from the model what its outputs mean; returns the loss, and the shape and dtype of a target."""
-        from kopt.training import losses
-
-        if units not in {self.n_outputs_, self.n_classes_}:
-            raise ValueError(
-                f"KerasClassifier: model must end in n_outputs_ = {self.n_outputs_} units, got {units} units."
-            )
-        self._softmax = not self._multilabel and units == self.n_classes_
-        self._logits = losses.takes_logits(model, self.loss)
-        default = "sparse_categorical_crossentropy" if self._softmax else "binary_crossentropy"
-        loss = losses.resolve(self.loss or default, self._logits, type(self).__name__)
-        self._target = ((), "int32") if self._softmax and losses.is_sparse(loss) else ((units,), dtype)
-        return loss, self._target
-
-    def _encoded(self, codes):
-        shape, dtype = self._target
-        if self._softmax and shape:
-            codes = np.eye(self.n_classes_)[codes]
-        return codes.reshape(-1, *shape).astype(dtype)
-
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_label = True
+        tags.target_tags.multi_output = True
         return tags

@@ -27,6 +27,7 @@ STRUCTURES = {"__keras_tensor__", "__tensor__", "__numpy__", "__slice__", "__ell
 
 OWN = {
     **dict.fromkeys(("Blueprint", "Network"), "kopt.training.network"),
+    **dict.fromkeys(("Heads",), "kopt.training.losses"),
     **dict.fromkeys(("copy_of",), "kopt.estimators.parameters"),
     **dict.fromkeys(("mlp",), "kopt.estimators.networks"),
 }

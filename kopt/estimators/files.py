@@ -45,8 +45,8 @@ class Files(Parameters):
                 writer.code[id(value)] = parameter
                 parameters[parameter] = writer.write(value)
         fitted = {}
-        for attribute, value in vars(self).items():
-            if attribute in parameters:
+        for attribute, value in self.__getstate__().items():
+            if attribute in parameters or attribute == "_skl_callbacks":  # belong to the session, as others do
                 continue
             try:
                 fitted[attribute] = writer.write(value)

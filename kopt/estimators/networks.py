@@ -28,6 +28,7 @@ def check_mlp(owner, given):
 def mlp(n_features_in_, n_outputs_, *, hidden_layer_sizes=(100,), activation="relu", dropout=0.0, drop_path=0.0):
     """Returns a multilayer perceptron, with a plain (linear) last layer.
 
+    Its hidden layers are named "hidden_1", "hidden_2", ...
     A hidden layer as wide as the one before it is residual: h + DropPath(activation(Dense(h))).
 
     Args:
@@ -45,9 +46,9 @@ def mlp(n_features_in_, n_outputs_, *, hidden_layer_sizes=(100,), activation="re
     h = inputs = keras.Input((n_features_in_,), dtype=keras.config.dtype_policy().compute_dtype)
     sizes = [hidden_layer_sizes] if isinstance(hidden_layer_sizes, Integral) else hidden_layer_sizes
     for number, width in enumerate(sizes):
-        branch = keras.layers.Dense(width, activation)(h)
+        branch = keras.layers.Dense(width, activation, name=f"hidden_{number + 1}")(h)
         if dropout:
             branch = keras.layers.Dropout(dropout)(branch)
         residual = number and width == h.shape[1]
         h = keras.layers.add([h, DropPath(drop_path)(branch)]) if residual else branch
-    return keras.Model(inputs, keras.layers.Dense(n_outputs_)(h))
+    return keras.Model(inputs, keras.layers.Dense(n_outputs_, name="output")(h))

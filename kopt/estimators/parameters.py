@@ -1,4 +1,4 @@
-"""Parameters of an estimator: its own by name, its network's and its optimizer's by prefix, and what they may be."""
+"""Parameters of an estimator: its own by name, those of its parts by prefix, and what they may be."""
 
 import contextlib
 import copy
@@ -12,18 +12,20 @@ from sklearn.utils._param_validation import InvalidParameterError
 
 from kopt._checks import check_range, needs_tensorflow
 from kopt._forks import check_fork
+from kopt.estimators import callbacks
 from kopt.estimators.networks import check_mlp, mlp
 from kopt.estimators.vocabulary import ARGUMENTS, advice, hint
 
-ROUTES = ("model__", "optimizer__")
+ROUTES = ("model__", "optimizer__", "callbacks__")
 
 
 class Parameters(BaseEstimator):
-    """An estimator that also takes `model__*` and `optimizer__*`, and checks them all before anything is computed."""
+    """An estimator that also takes parameters of its parts, by `ROUTES`, and checks all before anything is computed."""
 
     model: Any
     optimizer: Any
     loss: Any
+    callbacks: Any
     strategy: Any
     device: Any
     _facts: tuple[str, ...] = ()
@@ -36,7 +38,7 @@ class Parameters(BaseEstimator):
         self.__dict__.update(routed)
 
     def get_params(self, deep=True):
-        """Returns the parameters by name, `model__*` and `optimizer__*` included.
+        """Returns the parameters by name, `model__*`, `optimizer__*` and `callbacks__*` included.
 
         Args:
             deep: whether to add the parameters of an optimizer given as an instance.
@@ -111,6 +113,9 @@ class Parameters(BaseEstimator):
             self._check_optimizer()
             self._check_loss()
             self._check_activation(activation)
+        if self.callbacks is not None or self._routed("callbacks__"):
+            require_tensorflow(type(self).__name__)
+            callbacks.planned(self.callbacks, self._routed("callbacks__"), type(self).__name__)
 
     def _check_optimizer(self):
         from kopt.optimizers import Optimizer

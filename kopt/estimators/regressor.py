@@ -1,12 +1,12 @@
 """A Keras network as a scikit-learn regressor."""
 
 from sklearn.base import RegressorMixin, _fit_context
-from sklearn.utils import column_or_1d
 
 from kopt.estimators.base import KerasEstimator
+from kopt.estimators.targets import ValueTargets
 
 
-class KerasRegressor(RegressorMixin, KerasEstimator):
+class KerasRegressor(RegressorMixin, ValueTargets, KerasEstimator):
     """A regressor made of a Keras network, for one target or several.
 
     Networks of one structure share one compiled program: of a grid search over learning rates only the first fit
@@ -15,19 +15,25 @@ class KerasRegressor(RegressorMixin, KerasEstimator):
     Args:
         model: None for a multilayer perceptron (parameters `model__hidden_layer_sizes`, `model__activation`,
             `model__dropout`, `model__drop_path`); a function that returns a `keras.Model` with `n_outputs_` units
-            at its end, and gets those of `n_features_in_` and `n_outputs_` that its signature names, besides
-            `model__*`; or a `keras.Model`, of which each fit trains a copy that starts from the model's present
-            weights.
+            at its end, in one output or several, and gets those of `n_features_in_`, `input_shape_` and `n_outputs_`
+            that its signature names, besides `model__*`; or a `keras.Model`, of which each fit trains a copy that
+            starts from the model's present weights.
         optimizer: name, class or instance of an optimizer of kopt or Keras; None means `kopt.Adam()`. An instance
             is copied, never changed. `optimizer__*` sets its parameters.
         loss: name of a loss in `keras.losses`, a `keras.losses.Loss`, or a function of targets and outputs that
             returns a value for each row. None means the mean squared error.
         epochs: how often to go over the rows, at most.
         batch_size: rows in a step; "auto" is a fiftieth of all, but 32 to 256.
-        early_stopping: whether to hold out some rows, and stop when their loss no longer falls; the weights
-            with the lowest are kept.
-        validation_fraction: share of the rows to hold out.
-        n_iter_no_change: epochs without a lower loss after which to stop.
+        early_stopping: whether to hold out some rows, and stop when they get no better; the best weights are kept.
+        validation_fraction: share of the rows to hold out, if `early_stopping`, `scoring` or a callback that follows
+            "val_..." asks for it.
+        n_iter_no_change: epochs no better than the best after which to stop.
+        scoring: what to judge the rows held out by, after each epoch: a scorer of scikit-learn, by name or as a
+            function of estimator, rows and targets; several, as in `sklearn.metrics.check_scoring`, of which the first
+            decides on stopping; or None for the loss.
+        callbacks: `keras.callbacks.Callback`s to call: a name, a class or an instance, a list of these, or a dictionary
+            by names of your own. Each fit uses copies of instances. `callbacks__name__argument` sets what a class is
+            made with, where the name is that of the class or in the dictionary.
         warm_start: whether `fit` goes on from the weights of the fit before.
         strategy: None for one device, "auto" for all devices of the best kind there are, "mirrored", or a
             `tf.distribute.MirroredStrategy` or `OneDeviceStrategy`.
@@ -37,15 +43,21 @@ class KerasRegressor(RegressorMixin, KerasEstimator):
             computes in the rows' own: 32 bits for floats of 32 bits, else 64. Predictions have 32 or 64 bits.
         random_state: seed of weights, shuffling, dropout and the held-out rows.
         verbose: whether to show a progress bar.
-        **model__or_optimizer__: parameters of the network and of the optimizer, by these prefixes.
+        **model__or_optimizer__: parameters of the network, the optimizer and callbacks, by `model__`, `optimizer__` and
+            `callbacks__name__`.
 
     Attributes:
         n_outputs_: number of targets.
         n_features_in_: columns of the rows.
         model_: the trained network, a `keras.Model`.
-        loss_curve_: the mean loss of each epoch.
-        history_: the same by name, with "val_loss" when stopping early.
         n_iter_: epochs trained.
+        loss_curve_: the mean loss of each epoch.
+        best_loss_: the lowest of them.
+        validation_scores_: the score of the rows held out after each epoch, higher for better: without `scoring` the
+            negative loss. None if no rows are held out.
+        best_validation_score_: the highest of them.
+        history_: all that is known of each epoch, by name: "loss", "val_loss", "val_accuracy", ...
+        callbacks_: the callbacks that the last fit called, if there are any. They are not pickled.
 
     Examples:
         >>> from sklearn.datasets import make_regression
@@ -54,9 +66,6 @@ class KerasRegressor(RegressorMixin, KerasEstimator):
         >>> KerasRegressor(optimizer__learning_rate=0.03, random_state=0).fit(X, y / 100).score(X, y / 100) > 0.95
         True
     """
-
-    _checks_of_y = {"y_numeric": True}
-    _facts = ("n_features_in_", "n_outputs_")
 
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X, y, sample_weight=None):
@@ -73,33 +82,6 @@ class KerasRegressor(RegressorMixin, KerasEstimator):
         """Returns the target of each row, of the shape that `fit` was given."""
         z = self._outputs(X)
         return z[:, 0] if self._one_column else z
-
-    def _learn_targets(self, y, begin):
-        y = column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
-        n_outputs = y.size // len(y)
-        if begin:
-            self._one_column, self.n_outputs_ = y.ndim == 1, n_outputs
-        if n_outputs != self.n_outputs_:
-            raise ValueError(f"KerasRegressor: y must have {self.n_outputs_} targets as before, got {n_outputs}.")
-        return y
-
-    def _strata(self, y):
-        return None
-
-    def _fit_loss(self, model, units, dtype):
-        """Returns the loss, and the shape and dtype of a target."""
-        from kopt.training import losses
-
-        if units != self.n_outputs_:
-            raise ValueError(
-                f"KerasRegressor: model must end in n_outputs_ = {self.n_outputs_} units, got {units} units."
-            )
-        self._target = (units,), dtype
-        return losses.resolve(self.loss or "mean_squared_error", True, type(self).__name__), self._target
-
-    def _encoded(self, y):
-        shape, dtype = self._target
-        return y.reshape(-1, *shape).astype(dtype)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -6,7 +6,7 @@ ELSEWHERE = {
     # SciKeras and Keras's wrappers
     "build_fn": "model",
     "fit_kwargs": "epochs, batch_size, verbose and the others by their own names",
-    "metrics": "a scorer of scikit-learn in cross_validate or a search",
+    "metrics": "scoring, with scikit-learn's scorers",
     "model_kwargs": "model__*, one parameter for each argument of the function",
     "run_eagerly": "keras.config.run_functions_eagerly",
     "sk_params": "model__* and optimizer__*",
@@ -42,7 +42,7 @@ PREFIXES = {
     "fit__": "the estimator's own parameters",
     "iterator_train__": "batch_size",
     "loss__": "a keras.losses.Loss, as in loss=keras.losses.Huber(delta=2.0)",
-    "metrics__": "a scorer of scikit-learn in cross_validate or a search",
+    "metrics__": "scoring, with scikit-learn's scorers",
     "module__": "model__*",
     "predict__": "nothing: rows are predicted in blocks",
 }

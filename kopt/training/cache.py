@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from kopt.optimizers import Optimizer
 from kopt.optimizers.wrapper import Wrapper
+from kopt.training import losses
 
 _OWN = {"_name", "_nodes", "_parent_path", "_path", "build", "output_names", "quantize"}
 """Attributes in which any two layers differ: names, and methods that Keras wraps for each instance."""
@@ -20,6 +21,7 @@ _OF_COMPILE = {
     *(vars(keras.Model()).keys() - vars(keras.layers.Layer()).keys()),
     *("_compile_config", "_compiled_trainable_state", "_eval_epoch_iterator", "history", "optimizer"),
     *("stop_evaluating", "stop_predicting", "stop_training"),
+    *("_compiled_engine", "progress"),
 }
 """Attributes that a model has of `compile` and `fit`, of which a program makes no use."""
 
@@ -109,6 +111,8 @@ def structure_of_loss(loss):
     """What of a loss goes into a compiled program: a Keras loss by its configuration, else the function it is."""
     if isinstance(loss, keras.losses.Loss):
         return type(loss), _frozen(loss.get_config(), {}), _frozen(_traits(loss), {})
+    if isinstance(loss, losses.Heads):
+        return losses.Heads, structure_of_loss(loss.loss), loss.units
     if isinstance(loss, functools.partial):
         return loss.func, _frozen(_trait(loss.args), {}), _frozen(_trait(loss.keywords), {})
     return loss

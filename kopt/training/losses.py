@@ -1,11 +1,16 @@
 """Losses that give every sample its own value, and the outputs that they are given."""
 
+import dataclasses
 import difflib
 import functools
 import inspect
+from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
+
+from kopt.training.several import apart
 
 NO_LOSSES = {"Loss", "deserialize", "get", "serialize"}
 """What `keras.losses` has besides losses."""
@@ -47,12 +52,46 @@ def takes_logits(model, loss):
     """Whether a model's outputs are logits: as its loss says, else if no softmax or sigmoid makes them."""
     if isinstance(loss, keras.losses.Loss) and "from_logits" in (config := loss.get_config()):
         return config["from_logits"]
-    last = model
-    while isinstance(last, keras.Model):
-        outputs = getattr(last, "outputs", None)
-        last = outputs[0]._keras_history.operation if outputs else last.layers[-1]
+    squashed = {_squashes(last) for last in _ends(apart(model))}
+    if len(squashed) > 1:
+        raise ValueError("model must end all its outputs alike: in softmax or sigmoid, or in logits, got both.")
+    return squashed == {False}
+
+
+def _ends(last):
+    """The operations that make the outputs of a model."""
+    if not isinstance(last, keras.Model):
+        return [last]
+    outputs = getattr(last, "outputs", None)
+    before = [output._keras_history.operation for output in outputs] if outputs else last.layers[-1:]
+    return [end for each in before for end in _ends(each)]
+
+
+def _squashes(last):
     names = {type(last).__name__.lower(), getattr(getattr(last, "activation", None), "__name__", "")}
-    return not names & {"softmax", "sigmoid"}
+    return bool(names & {"softmax", "sigmoid"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """The loss of several outputs that lie side by side, each of them the classes of one target: their sum.
+
+    Attributes:
+        loss: of one target.
+        units: of each target.
+    """
+
+    loss: Any
+    units: tuple[int, ...]
+
+    def __call__(self, y, outputs):
+        """A value for each row; `y` has a class's number for each target, or indicators side by side."""
+        ends = np.cumsum(self.units)
+        numbers = is_sparse(self.loss)
+        return sum(
+            values(self.loss, y[:, i] if numbers else y[:, end - units : end], outputs[:, end - units : end])
+            for i, (units, end) in enumerate(zip(self.units, ends, strict=True))
+        )
 
 
 def values(loss, y, outputs):

@@ -9,6 +9,7 @@ from keras import tree
 from kopt._backend import replicas
 from kopt.optimizers import Optimizer
 from kopt.optimizers.minimizer import Minimizer
+from kopt.training import loop
 from kopt.training.oracle import Batch, computing, step
 
 
@@ -50,18 +51,109 @@ class Model(keras.Model):
         else:
             super().__init__(*args, **kwargs)
 
-    def fit(self, x=None, y=None, batch_size=None, *args, **kwargs):
+    progress: Any = None
+    """Where the last `fit` stands: a `kopt.training.progress.Progress`."""
+
+    @property
+    def _engine(self):
+        """The compiled programs."""
+        return self.__dict__.setdefault("_compiled_engine", loop.Engine())
+
+    def compile(
+        self,
+        optimizer="rmsprop",
+        loss=None,
+        loss_weights=None,
+        metrics=None,
+        weighted_metrics=None,
+        run_eagerly=False,
+        steps_per_execution=1,
+        jit_compile="auto",
+        auto_scale_loss=True,
+    ):
+        """Configures the model for training, as `keras.Model.compile` does.
+
+        With `jit_compile="auto"`, `fit` and `evaluate` compile with XLA where that takes less time than it saves.
+        """
+        how = dict(weighted_metrics=weighted_metrics, run_eagerly=run_eagerly, steps_per_execution=steps_per_execution)
+        how |= dict(jit_compile=jit_compile, auto_scale_loss=auto_scale_loss)
+        super().compile(optimizer, loss, loss_weights, metrics, **how)
+        self.__dict__["_compiled_engine"] = loop.Engine("auto" if jit_compile == "auto" else self.jit_compile)
+
+    def get_compile_config(self):
+        """Returns what `compile` was given, for saving: `jit_compile="auto"` too, which Keras resolves."""
+        config = super().get_compile_config()
+        return {**config, "jit_compile": self._engine.jit} if config else config
+
+    def compile_from_config(self, config):
+        """Compiles a loaded model. Keras's own leaves a model alone whose `compile` is another one."""
+        if type(self).compile is not Model.compile:
+            return super().compile_from_config(config)
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.optimizer is not None and self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        epochs=1,
+        verbose="auto",
+        callbacks=None,
+        validation_split=0.0,
+        validation_data=None,
+        shuffle=True,
+        class_weight=None,
+        sample_weight=None,
+        initial_epoch=0,
+        steps_per_epoch=None,
+        validation_steps=None,
+        validation_batch_size=None,
+        validation_freq=1,
+    ):
         """Trains the model, as `keras.Model.fit` does: all arguments are the same.
 
+        Many steps are one compiled program. Callbacks for every batch, where there are any, have them one by one.
         Methods for the whole data set (`kopt.LBFGS`, ...) get all rows as one batch where `batch_size` is None.
 
         Raises:
             ValueError: such a method would get the rows in several batches, and is not `stochastic`.
         """
-        for minimizer in minimizers(self.optimizer):
-            batch_size = whole_batch(minimizer, x, batch_size)
+        how = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        for minimizer in minimizers(getattr(self, "optimizer", None)):
+            how["batch_size"] = whole_batch(minimizer, x, how["batch_size"])
             minimizer.forget()
-        return super().fit(x, y, batch_size, *args, **kwargs)
+        if not loop.in_one_program(self, "train"):
+            return super().fit(**how)
+        return loop.fit(self, **how)
+
+    def evaluate(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        verbose="auto",
+        sample_weight=None,
+        steps=None,
+        callbacks=None,
+        return_dict=False,
+        **kwargs,
+    ):
+        """Returns the loss and the metrics, as `keras.Model.evaluate` does: all arguments are the same."""
+        how = {name: value for name, value in locals().items() if name not in ("self", "__class__", "kwargs")}
+        cached = kwargs.get("_use_cached_eval_dataset", False)
+        if self._engine.validation is None if cached else not loop.in_one_program(self, "test"):
+            return super().evaluate(**how, **kwargs)
+        if kwargs.keys() - {"_use_cached_eval_dataset"}:
+            raise ValueError(f"Model.evaluate: arguments must be those of keras.Model.evaluate, got {kwargs}.")
+        return loop.evaluate(self, **how, cached=cached)
+
+    def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
+        """Returns the outputs for rows, as `keras.Model.predict` does: all arguments are the same."""
+        how = dict(x=x, batch_size=batch_size, verbose=verbose, steps=steps, callbacks=callbacks)
+        found = loop.predict(self, **how) if loop.in_one_program(self, "predict") else NotImplemented
+        return super().predict(**how) if found is NotImplemented else found
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Computes what `keras.Model.compute_loss` does, plus the means of the squares of `compute_residuals`."""
@@ -77,6 +169,9 @@ class Model(keras.Model):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if not self.built:  # a subclassed model: an oracle has to know its weights
             self(x)
+        compiled = self._compile_loss
+        if compiled is not None and not compiled.built and len(tree.flatten(self.loss)) > 1:
+            compiled.build(y, self(x))  # makes a metric for each loss, which no look can
         outer = self.optimizer
         wrapped = isinstance(outer, keras.optimizers.LossScaleOptimizer)
         scaled = wrapped or outer.loss_scale_factor is not None

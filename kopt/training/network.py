@@ -11,12 +11,15 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from keras import tree
 
 from kopt._forks import check_fork
 from kopt.distribute import strategy as distributed
 from kopt.optimizers import Optimizer
 from kopt.training import cache
+from kopt.training.followers import All, Course
 from kopt.training.program import predictions, program, weights
+from kopt.training.several import Joined, apart
 
 PROGRAMS = cache.Cache(size=32)
 
@@ -29,7 +32,7 @@ class Blueprint:
 
     Attributes:
         build: a function without arguments that returns a `keras.Model`.
-        n_features: columns of the rows.
+        shape: of a row.
         dtype: of the rows, and of the layers that do not say otherwise.
         strategy: as the user gave it: see `kopt.distribute.strategy.resolve`.
         owner: who asks, for errors.
@@ -38,7 +41,7 @@ class Blueprint:
     """
 
     build: Callable[[], Any]
-    n_features: int
+    shape: tuple[int, ...]
     dtype: str
     strategy: Any
     owner: str
@@ -52,12 +55,12 @@ class Blueprint:
         return distributed.resolve(self.strategy, self.owner, self.device)
 
     def model(self):
-        """Returns a model whose variables live where the strategy says."""
+        """Returns a model whose variables live where the strategy says, with one output: several are `Joined`."""
         with distributed.scope(self.placed), _seeded(0), _layers_in(self.dtype, self.policy):
             return self._built()[0]
 
     def draft(self, seed):
-        """Returns a fresh model to read, the number of its outputs, and its initial weights as arrays.
+        """Returns a fresh model to read, the units of each of its outputs, and its initial weights as arrays.
 
         Keras builds it without TensorFlow's variables, which are slow to make and never quite freed.
         """
@@ -71,14 +74,15 @@ class Blueprint:
                 return model, units, [np.asarray(v.value) for v in weights(model)]
 
     def _built(self):
+        """The model, with one output where the user's has several, and the units of each."""
         model = self.build()
         if not isinstance(model, keras.Model):
             raise TypeError(f"{self.owner}: model must return a keras.Model, got {model!r}.")
-        outputs = getattr(model, "outputs", None) or [model(np.zeros((1, self.n_features), self.dtype))]
-        shape = getattr(outputs[0], "shape", ())
-        if len(outputs) != 1 or len(shape) != 2:
-            raise ValueError(f"{self.owner}: model must have one output of shape (rows, units), got {outputs}.")
-        return model, shape[1]
+        outputs = getattr(model, "outputs", None) or tree.flatten(model(np.zeros((1, *self.shape), self.dtype)))
+        if any(len(getattr(output, "shape", ())) != 2 for output in outputs):
+            raise ValueError(f"{self.owner}: model must have outputs of shape (rows, units), got {outputs}.")
+        units = tuple(output.shape[1] for output in outputs)
+        return model if len(units) == 1 else Joined(model), units
 
 
 class Network:
@@ -120,7 +124,13 @@ class Network:
             )
         self._state[: self._n_weights] = weights
 
-    def train(self, X, y, w, *, epochs, batch_size, validation=None, patience=None, verbose=False):
+    def at(self, state):
+        """Returns this network with other arrays for weights and optimizer, in the order of `Program.variables`."""
+        other = object.__new__(type(self))
+        vars(other).update(vars(self), _state=state, _model=None, _tensors=None)
+        return other
+
+    def train(self, X, y, w, *, epochs, batch_size, followers=()):
         """Trains for some epochs.
 
         Args:
@@ -129,51 +139,44 @@ class Network:
             w: positive weights of the rows.
             epochs: how often to go over the rows, at most.
             batch_size: rows in a step; None for what suits the optimizer: see `Program.batch_size`.
-            validation: rows, targets and weights on which the loss is followed.
-            patience: epochs without a lower validation loss after which to stop, at the weights that had the lowest.
-            verbose: whether to show a progress bar.
+            followers: `kopt.training.followers.Follower`s, which are told in this order.
 
         Raises:
             ValueError: the loss is no longer a finite number, or the optimizer takes the data set as one batch and
                 `batch_size` is less.
         """
-        program, n_rows = self._program(), len(y)
-        best, best_state, waited = np.inf, None, 0
-        bar = keras.utils.Progbar(
-            epochs, unit_name="epoch", verbose=int(verbose), stateful_metrics=["loss", "val_loss"]
-        )
+        program, n_rows, followers = self._program(), len(w), All(followers)
+        first, logs = len(self.history.setdefault("loss", [])), {}
         with program.lock, distributed.scope(program.strategy):
             program.load(self._state)
             batch_size = program.batch_size(X, batch_size)
             program.swap("training")
             train = program.epochs(X, y, w, batch_size)
-            for number in range(1, epochs + 1):
+            course = Course(self, program, first, epochs, -(-n_rows // batch_size))
+            followers.begin(course)
+            for number in range(first, first + epochs):
+                followers.begin_epoch(number)
                 shuffled = self._rng.permutation(n_rows) if n_rows > batch_size else np.arange(n_rows)
-                logs = {"loss": train(shuffled.astype("int32")) / float(w.sum())}
-                if not np.isfinite(logs["loss"]):
+                loss, stop = _epoch(train, shuffled.astype("int32"), w, batch_size, followers)
+                logs = {"loss": loss}
+                if not np.isfinite(loss):
                     raise ValueError(
-                        f"{self.blueprint.owner}: the loss must stay finite, got {logs['loss']} in epoch {number}. "
+                        f"{self.blueprint.owner}: the loss must stay finite, got {loss} in epoch {number + 1}. "
                         "Lower optimizer__learning_rate, scale the data, or clip gradients with optimizer__clipnorm."
                     )
-                if validation is not None:
+                if followers.looks:
                     program.swap("evaluation")
-                    logs["val_loss"] = program.evaluate(*validation)
+                stop |= followers.end_epoch(number, logs)
                 for name, value in logs.items():
                     self.history.setdefault(name, []).append(value)
-                bar.update(number, list(logs.items()), finalize=number == epochs)
-                if validation is not None:
-                    waited += 1
-                    if logs["val_loss"] < best:
-                        best, best_state, waited = logs["val_loss"], program.state(), 0
-                    if waited == patience:
-                        bar.update(number, finalize=True)
-                        break
-                    program.swap("training")
-            if best_state is not None:
-                program.load(best_state)
+                if stop:
+                    break
+                program.swap("training")
+            followers.restore()
             if program.optimizer.use_ema:  # the averages become the weights, as at the end of Keras's fit
                 program.optimizer.finalize_variable_values(program.model.trainable_variables)
             program.swap("evaluation")
+            followers.end(logs)
             self._state = program.state()
         self._model = self._tensors = None
 
@@ -199,18 +202,24 @@ class Network:
 
     def __call__(self, X):
         """Returns the outputs for rows, dense or sparse, in their dtype."""
-        program = self._program()
+        return self._run(self._program().predict, X)
+
+    def hidden(self, X, place):
+        """Returns the outputs of the layer at a place, a vector for each row: see `kopt.training.several.place`."""
+        return self._run(self._program().hidden(place), X)
+
+    def _run(self, predict, X):
         if self._tensors is None:
             self._tensors = [tf.constant(a) for a in self.weights]
-        return predictions(program.predict, X, self._tensors)
+        return predictions(predict, X, self._tensors)
 
     def model(self):
-        """Returns a `keras.Model` with these weights, for one device."""
+        """Returns a `keras.Model` with these weights, for one device, as the user has made it."""
         if self._model is None:
             model = dataclasses.replace(self.blueprint, strategy=None, device=None).model()
             for variable, array in zip(weights(model), self.weights, strict=True):
                 variable.assign(array)
-            self._model = model
+            self._model = apart(model)
         return self._model
 
     def _program(self):
@@ -251,13 +260,27 @@ class Network:
         """What rows, targets and weights look like."""
         shape, dtype = self.target
         return (
-            tf.TensorSpec([None, self.blueprint.n_features], self.blueprint.dtype),
+            tf.TensorSpec([None, *self.blueprint.shape], self.blueprint.dtype),
             tf.TensorSpec([None, *shape], dtype),
             tf.TensorSpec([None], self.blueprint.dtype),
         )
 
     def __getstate__(self):
         return {**vars(self), "_key": None, "_found": None, "_model": None, "_tensors": None}
+
+
+def _epoch(train, order, w, batch_size, follower):
+    """Trains for an epoch in this order; returns the mean loss, and whether the follower wants to stop."""
+    if not follower.wants_batches:
+        return train(order) / float(w.sum()), False
+    total = weight = 0.0
+    for number, start in enumerate(range(0, len(order), batch_size)):
+        batch = order[start : start + batch_size]
+        follower.begin_batch(number)
+        total, weight = total + train(batch), weight + float(w[batch].sum())
+        if follower.end_batch(number, {"loss": total / weight}):
+            return total / weight, True
+    return total / weight, False
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """A network's training and prediction, compiled: an epoch is one program over rows that lie on the device."""
 
 import functools
+import math
 import threading
 from typing import Any
 
@@ -10,10 +11,15 @@ import tensorflow as tf
 
 from kopt.distribute import strategy as distributed
 from kopt.training import losses, oracle
+from kopt.training.epochs import over_batches
 from kopt.training.model import minimizers, whole_batch
+from kopt.training.several import within
 
-BLOCK = 2**26
-"""Training rows of more bytes than this go to the device in blocks."""
+WHOLE = 2**26
+"""Training rows of more bytes than this go to the device in blocks, so that they may be a file mapped to memory."""
+
+BLOCK = 2**23
+"""Bytes in a block."""
 
 ROWS = 4096
 """Rows predicted at a time."""
@@ -47,6 +53,7 @@ class Program:
         self.strategy, self.rows = strategy, rows
         self.lock = threading.RLock()
         self.weights = weights(model)
+        self._hidden = {}
         self._unused = [v.numpy() for v in self.variables[len(self.weights) :]]
         order, batch_size = tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.int32)
         self.epoch = tf.function(self._epoch, [*rows, order, batch_size], autograph=False)
@@ -54,11 +61,21 @@ class Program:
     @functools.cached_property
     def predict(self):
         """The compiled outputs of rows and weights, in the rows' dtype."""
+        return self._compiled(self.model)
+
+    def hidden(self, place):
+        """The same for the layer at a place: see `kopt.training.several.within`."""
+        with self.lock, distributed.scope(self.strategy):
+            if place not in self._hidden:
+                self._hidden[place] = self._compiled(within(self.model, place))
+            return self._hidden[place]
+
+    def _compiled(self, model):
         rows = self.rows[0]
 
         def outputs(X, *weights):
             with keras.StatelessScope(list(zip(self.weights, weights, strict=True))):
-                return tf.cast(self.model(X, training=False), rows.dtype)
+                return tf.cast(model(X, training=False), rows.dtype)
 
         weights = [tf.TensorSpec(w.shape, w.dtype) for w in self.weights]
         with self.lock, distributed.scope(self.strategy):
@@ -117,18 +134,20 @@ class Program:
             w: positive weights of the rows.
             batch_size: rows in a step; the last one of an epoch takes what is left.
         """
-        row = X.shape[1] * X.dtype.itemsize
-        if len(y) * row <= BLOCK:
-            rows = [tf.constant(a) for a in (dense(X), y, w)]
+        row = math.prod(X.shape[1:]) * X.dtype.itemsize
+        if len(w) * row <= WHOLE:
+            rows = [tf.constant(dense(a)) for a in (X, y, w)]
             return lambda order: float(self.epoch(*rows, order, batch_size))
         block = max(BLOCK // (row * batch_size), 1) * batch_size
+
+        def within_block(these):
+            rows = dense(X[these]), dense(y[these]), w[these]
+            return float(self.epoch(*rows, np.arange(len(these), dtype="int32"), batch_size))
 
         def epoch(order):
             total = 0.0
             for start in range(0, len(order), block):
-                these = order[start : start + block]
-                rows = dense(X[these]), y[these], w[these]
-                total += float(self.epoch(*rows, np.arange(len(these), dtype="int32"), batch_size))
+                total += within_block(order[start : start + block])
             return total
 
         return epoch
@@ -137,19 +156,19 @@ class Program:
         """The weighted mean of the loss at the present weights, without penalties."""
         weights = [tf.convert_to_tensor(v.value) for v in self.weights]
         outputs = predictions(self.predict, X, weights)
-        return np.average(losses.values(self.loss, tf.constant(y), tf.constant(outputs)), weights=w)
+        return np.average(losses.values(self.loss, tf.constant(dense(y)), tf.constant(outputs)), weights=w)
 
     def _epoch(self, X, y, w, order, batch_size):
-        def step(start, total):
-            batch = order[start : start + batch_size]
+        def take(batch, state):
+            (total,) = state
             w_batch = tf.gather(w, batch)
             weight = tf.reduce_sum(w_batch)
             loss = self._step(tf.gather(X, batch), tf.gather(y, batch), w_batch, weight)
-            return start + batch_size, total + weight * loss
+            return (total + weight * loss,)
 
         rows = tf.size(order)
-        nothing = tf.constant(0), tf.zeros([], w.dtype)
-        return tf.while_loop(lambda start, _: start < rows, step, nothing, parallel_iterations=1)[1]
+        batches = (rows + batch_size - 1) // batch_size
+        return over_batches(take, order, tf.constant(0), batches, rows, batch_size, (tf.zeros([], w.dtype),))[0]
 
     def _step(self, X, y, w, weight, replicas=1):
         """Updates the weights from these rows, and returns their part of the loss of a batch of this `weight`.
@@ -189,7 +208,7 @@ class SharedProgram(Program):
                 if len(batch) < replicas:  # a replica without rows looks at one of weight zero
                     w_batch = np.pad(w_batch, (0, replicas - len(batch)))
                     batch = np.resize(batch, replicas)
-                total += self.step(dense(X[batch]), y[batch], w_batch) * w_batch.sum()
+                total += self.step(dense(X[batch]), dense(y[batch]), w_batch) * w_batch.sum()
             return float(total)
 
         return epoch
@@ -216,4 +235,4 @@ def predictions(predict, X, weights):
 
 def dense(X):
     """Rows as an array."""
-    return X.toarray() if hasattr(X, "toarray") else X
+    return X.toarray() if hasattr(X, "toarray") else np.asarray(X)

@@ -66,7 +66,10 @@ def test_parameters_out_of_range(wrong):
         ({"model": lambda width: 0}, "model must get all it needs, and <lambda> needs width. Pass model__width."),
         ({"model": lambda: "net"}, "model must return a keras.Model, got 'net'."),
         ({"model": lambda: build(6, 3)}, "model must end in n_outputs_ = 1 units, got 3 units."),
-        ({"model": lambda: keras.Sequential([keras.layers.Reshape((3, 2))])}, "model must have one output of shape"),
+        (
+            {"model": lambda: keras.Sequential([keras.layers.Reshape((3, 2))])},
+            "model must have outputs of shape (rows, units)",
+        ),
         ({"optimizer": "adma"}, "optimizer must be one of "),
         ({"optimizer": "cautious"}, "optimizer must be one of "),
         ({"optimizer__betta": 1}, "optimizer__betta is no parameter of Adam; it takes learning_rate, "),
