@@ -4,6 +4,7 @@ import contextlib
 import functools
 import time
 import warnings
+from numbers import Integral
 
 import keras
 import numpy as np
@@ -11,6 +12,7 @@ import tensorflow as tf
 from keras import tree
 
 from kopt._backend import batches_of, numbers
+from kopt._checks import check_range
 from kopt.training.cache import Cache
 from kopt.training.epochs import Epochs, Predictions, Step, Streamed
 from kopt.training.memory import advised
@@ -92,6 +94,7 @@ def fit(
     if most and most < epochs:
         warnings.warn(f"Limiting epochs to {most}", stacklevel=3)
         epochs = most
+    check_range("kopt.Model", "[0, 1)", validation_split=validation_split)
     if validation_split and validation_data is None:
         (x, y, sample_weight), validation_data = split_rows((x, y, sample_weight), validation_split)
     how = dict(steps_per_epoch=steps_per_epoch, class_weight=class_weight)
@@ -101,14 +104,14 @@ def fit(
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(validation_data)
         size = validation_batch_size or batch_size
         validation = dict(x=x, y=y, sample_weight=sample_weight, batch_size=size, steps=validation_steps)
-    callbacks = _listed(callbacks, model, verbose, epochs, data.steps, add_history=True)
-    model.stop_training = False
-    model.progress = progress = Progress.begin(initial_epoch)
-    callbacks.on_train_begin()
-    progress.epoch = model._initial_epoch or progress.epoch
-    remaining, logs = range(progress.epoch, epochs), None
     planned = epochs - initial_epoch  # from wherever it begins: the same steps are compiled in the same way
     with _validating(model, validation, planned):
+        callbacks = _listed(callbacks, model, verbose, epochs, data.steps, add_history=True)
+        model.stop_training = False
+        model.progress = progress = Progress.begin(initial_epoch)
+        callbacks.on_train_begin()
+        progress.epoch = model._initial_epoch or progress.epoch
+        remaining, logs = range(progress.epoch, epochs), None
         for epoch in remaining:
             model.reset_metrics()
             callbacks.on_epoch_begin(epoch)
@@ -142,6 +145,10 @@ def _validating(model, arguments, times):
 
 def _data(model, shuffle, *, x, y=None, sample_weight=None, **how):
     """The data, as rows or as a stream."""
+    if (size := how["batch_size"]) is not None:
+        check_range("kopt.Model", "[1, inf)", kind=Integral, batch_size=size)
+    if any(tuple(getattr(array, "shape", ()))[:1] == (0,) for array in tree.flatten(x)):
+        raise ValueError("kopt.Model: x must have rows, got none.")
     iterator = batches_of(x, y, sample_weight, shuffle=shuffle, **how)
     return Rows(iterator, shuffle) if are_rows(model, x, y, sample_weight) else Stream(iterator)
 

@@ -381,8 +381,13 @@ def test_arguments_are_checked_before_any_step():
         model.fit(X, Y[:-1], verbose=0)
     with pytest.raises(ValueError, match="class_weight"):
         model.fit(X, Y, class_weight={0: 1.0, 1: 1.0}, **SCORES, verbose=0)
-    with pytest.raises(ValueError, match="not sufficient to split"):
-        model.fit(X, Y, validation_split=1.0, verbose=0)
+    for how, words in (
+        (dict(validation_split=1.0), r"validation_split must be a number in \[0, 1\), got 1.0"),
+        (dict(batch_size=0), r"batch_size must be an integer in \[1, inf\), got 0"),
+        (dict(validation_data=(X[:0], Y[:0])), "x must have rows, got none"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            model.fit(X, Y, verbose=0, **how)
     with pytest.raises(ValueError, match="compile"):
         kopt.Model(model.inputs, model.outputs).fit(X, Y)
     with pytest.raises(ValueError, match=r"arguments must be those of keras.Model.evaluate, got \{'rows'"):
