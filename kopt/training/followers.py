@@ -6,6 +6,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from kopt.training.loop import asks_for_batches
+
 
 @dataclasses.dataclass(frozen=True)
 class Course:
@@ -196,7 +198,7 @@ class KerasCallbacks(Follower):
 
     def __init__(self, callbacks):
         self.callbacks = callbacks
-        self.wants_batches = any(wants_batches(callback) for callback in callbacks)
+        self.wants_batches = any(asks_for_batches(callback, "train") for callback in callbacks)
 
     def begin(self, course):
         """Sets the model and its optimizer."""
@@ -237,12 +239,3 @@ class KerasCallbacks(Follower):
 def detach(callback):
     """Takes from a Keras callback the model that it was last used with."""
     callback._model = None
-
-
-def wants_batches(callback):
-    """Whether a Keras callback has to be told of each batch of training."""
-    if getattr(callback, "save_freq", None) == "epoch":  # of those that save: their hook then returns at once
-        return False
-    default = keras.callbacks.Callback
-    hooks = "on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end"
-    return any(getattr(getattr(callback, hook), "__func__", None) is not getattr(default, hook) for hook in hooks)

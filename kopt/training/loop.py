@@ -210,7 +210,7 @@ def _calls(task, model, data, callbacks, progress, planned, logs_of):
     """Calls a task's program until an epoch is over, or stopped, and yields the logs of each call."""
     begin, end = (getattr(callbacks, f"on_{task}_batch_{when}") for when in ("begin", "end"))
     stop = {"train": "stop_training", "test": "stop_evaluating", "predict": "stop_predicting"}[task]
-    each = any(_asks_for_batches(callback, task) for callback in callbacks.callbacks)
+    each = any(asks_for_batches(callback, task) for callback in callbacks.callbacks)
     seconds = LIVE if any(_is_live(callback) for callback in callbacks.callbacks) else QUIET
     program = model._engine.program(model, task, data)
     run = functools.partial(program, jit=model._engine.jit, planned=planned)
@@ -240,7 +240,7 @@ def _steps_to_go(callbacks):
     return [steps for steps in found if steps is not None]
 
 
-def _asks_for_batches(callback, task):
+def asks_for_batches(callback, task):
     """Whether a callback wants to be called for every batch. A progress bar takes what it gets.
 
     So does one with an attribute `steps_to_go`: after how many steps it wants to be called at the latest, or None.

@@ -51,13 +51,13 @@ def test_batches_are_told_where_a_callback_asks_and_change_nothing(monkeypatch):
 
 
 def test_who_asks_for_batches():
-    from kopt.training.followers import wants_batches
+    from kopt.training.followers import KerasCallbacks
 
     callbacks = keras.callbacks
     epochs = [callbacks.EarlyStopping(), callbacks.ModelCheckpoint("m.keras"), kept("on_epoch_end")[0]]
     batches = [callbacks.TerminateOnNaN(), callbacks.ModelCheckpoint("m.keras", save_freq=3)]
     batches += [kept("on_train_batch_begin")[0], type("Old", (callbacks.Callback,), {"on_batch_end": len})()]
-    assert [wants_batches(callback) for callback in epochs + batches] == 3 * [False] + 4 * [True]
+    assert [KerasCallbacks([callback]).wants_batches for callback in epochs + batches] == 3 * [False] + 4 * [True]
 
 
 def test_a_batch_can_be_the_last():
