@@ -15,6 +15,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 SMALL = {
     "autoencoder_kfac.py": ["--steps", "10"],
     "large_batch_lbfgs.py": ["--passes", "20"],
+    "larger_than_memory.py": ["--rows", "20000", "--epochs", "1"],
     "noisy_labels.py": ["--epochs", "8"],
 }
 """Arguments with which an example takes a few seconds, where without any it takes more."""
