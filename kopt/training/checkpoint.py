@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -46,7 +47,8 @@ class Checkpoint(Regular):
         super().__init__(every)
         self.path = pathlib.Path(path)
         self.resume = check_choice(self, (True, False), resume=resume)
-        self._metrics, self._history, self._ending = [], None, False
+        self._metrics, self._ending = [], False
+        self._history: Any = None
 
     def on_train_begin(self, logs=None):
         """Goes on from the file, if there is one."""
@@ -107,12 +109,13 @@ class Checkpoint(Regular):
         progress = self.model.progress
         where = dict(seed=progress.seed, epoch=progress.epoch, step=progress.step)
         kept = {"variables": arrays_of(variables_of(self.model)), "metrics": arrays_of(self.model.metrics_variables)}
-        about = dict(format=FORMAT, progress=where, history=_plain(history), epochs=epochs)
+        about: dict[str, Any] = dict(format=FORMAT, progress=where, history=_plain(history), epochs=epochs)
         about["variables"] = [_spec(variable) for variable in variables_of(self.model)]
-        arrays = {f"{kind}/{i}": _bits(x) for kind, each in kept.items() for i, x in enumerate(each)}
+        arrays: Any = {f"{kind}/{i}": _bits(x) for kind, each in kept.items() for i, x in enumerate(each)}
+        arrays["about"] = np.array(json.dumps(about))
         beside = self.path.with_name(self.path.name + ".partial")
         with open(beside, "wb") as file:
-            np.savez(file, about=json.dumps(about), **arrays)
+            np.savez(file, **arrays)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, self.path)

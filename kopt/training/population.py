@@ -51,7 +51,7 @@ def fit_population(
         y: their targets, likewise.
         batch_size: rows in a step; the last one of an epoch takes what is left.
         epochs: how often to go over the rows.
-        verbose: 0 for silence, 1 for a progress bar; "auto" is 1.
+        verbose: 0 for silence, 1 for a progress bar with the lowest losses; "auto" is 1.
         validation_data: `(x, y)` or `(x, y, sample_weight)`, to evaluate at the end of each epoch.
         shuffle: whether to visit rows in another order in each epoch.
         sample_weight: weights of the rows.
@@ -102,7 +102,7 @@ def fit_population(
             logs = tree.map_structure(np.asarray, logs)
             for number, history in enumerate(histories):
                 history.on_epoch_end(epoch, tree.map_structure(lambda values, i=number: _number(values[i]), logs))
-            bar.update(epoch + 1, [(f"{n}", logs[n].min()) for n in ("loss", "val_loss") if n in logs])
+            bar.update(epoch + 1, [(name, _lowest(logs[name])) for name in ("loss", "val_loss") if name in logs])
     finally:
         population.write_back()
         models[0].reset_metrics()
@@ -160,6 +160,11 @@ def _history(model, epochs):
     history.set_params({"epochs": epochs})
     history.on_train_begin()
     return history
+
+
+def _lowest(values):
+    """The lowest of the values that are finite; one that is not where none is."""
+    return min(values, key=lambda value: (not np.isfinite(value), value))
 
 
 def _number(value):
