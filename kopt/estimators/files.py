@@ -7,6 +7,9 @@ import json
 import os
 import pathlib
 import zipfile
+from typing import Any
+
+import numpy as np
 
 from kopt._checks import check_choice
 from kopt.estimators.documents import NotWritable, Reader, Writer
@@ -83,7 +86,10 @@ class Files(Parameters):
                 f"Try pip install {' '.join(missing)}.",
                 name=missing[0],
             )
-        self.model_.export(str(path), format=format, **{"verbose": False} | options)
+        model: Any = self.model_  # pyright: ignore[reportAttributeAccessIssue]
+        for inputs in getattr(model, "inputs", None) or ():
+            model(np.zeros([size or 1 for size in inputs.shape], inputs.dtype))  # else Keras refuses ONNX
+        model.export(str(path), format=format, **{"verbose": False} | options)
 
 
 def load(path, **code):

@@ -11,7 +11,7 @@ ELSEWHERE = {
     "run_eagerly": "keras.config.run_functions_eagerly",
     "sk_params": "model__* and optimizer__*",
     "validation_batch_size": "nothing: held-out rows are evaluated in blocks",
-    "validation_split": "early_stopping=True with validation_fraction",
+    "validation_split": "early_stopping=True or scoring, with validation_fraction",
     # scikit-learn's MLPClassifier
     "activation": "model__activation",
     "alpha": "optimizer__weight_decay",
@@ -33,7 +33,7 @@ ELSEWHERE = {
     "lr": "optimizer__learning_rate",
     "max_epochs": "epochs",
     "module": "model",
-    "train_split": "early_stopping=True with validation_fraction",
+    "train_split": "early_stopping=True or scoring, with validation_fraction",
 }
 """What to write instead of a whole name."""
 
