@@ -14,6 +14,7 @@ from kopt.estimators.display import Display
 from kopt.estimators.files import Files
 from kopt.estimators.parameters import invalid, require_tensorflow
 from kopt.estimators.rows import Rows
+from kopt.estimators.sources import gathered
 
 DTYPES = {"float32", "float64", "mixed_float16", "mixed_bfloat16", "float16", "bfloat16"}
 """Names of Keras's dtype policies in which a network may train."""
@@ -83,14 +84,16 @@ class KerasEstimator(CallbackSupport, Files, Display):
     # ---- fitting -------------------------------------------------------------------------------------------------
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y, sample_weight=None):
+    def fit(self, X, y=None, sample_weight=None):
         """Trains a network on rows `X` and targets `y`, and returns the estimator.
 
         Args:
             X: array, frame or sparse matrix of shape (rows, features), or with a `model` of your own an array of shape
                 (rows, ...). Floats of 32 bits are computed with as such, all others in 64 bits. Of a file mapped to
-                memory (`numpy.memmap`) only a few megabytes are in memory at a time.
-            y: targets, a row each.
+                memory (`numpy.memmap`) only a few megabytes are in memory at a time. Or a `tf.data.Dataset`, a
+                `keras.utils.PyDataset` or a generator of batches (rows, y) or (rows, y, weights), which is read into
+                memory to its end.
+            y: targets, a row each; None where `X` brings them.
             sample_weight: a weight for each row, not negative; a row of weight 0 counts as absent.
 
         Raises:
@@ -120,6 +123,7 @@ class KerasEstimator(CallbackSupport, Files, Display):
         require_tensorflow(type(self).__name__)
         from kopt.estimators.followers import followers_of
 
+        X, y, sample_weight = gathered(X, y, sample_weight, type(self).__name__)
         table = X
         X, y = self._validated(X, y, begin)
         if begin:
@@ -191,6 +195,7 @@ class KerasEstimator(CallbackSupport, Files, Display):
     def _rows(self, X):
         """Rows for the fitted network."""
         check_is_fitted(self)
+        X = gathered(X, owner=type(self).__name__)[0]
         return self._checked(X, begin=False, dtype=self._network.blueprint.dtype)[0]
 
     def _row_dtypes(self):

@@ -49,8 +49,9 @@ class Builder:
 @pytest.mark.slow
 @parametrize_with_checks(
     [
-        *(kind(model) for kind in (KerasClassifier, KerasRegressor) for model in (None, Builder())),
-        *(KerasTransformer(model, epochs=1) for model in (None, Builder())),
+        *(KerasClassifier(), KerasRegressor(), KerasTransformer(epochs=2)),
+        *(kind(Builder(), optimizer=kopt.Adam(0.03), epochs=25) for kind in (KerasClassifier, KerasRegressor)),
+        KerasTransformer(Builder(), epochs=2),
     ]
 )
 def test_sklearn_checks(estimator, check):

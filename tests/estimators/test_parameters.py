@@ -135,7 +135,7 @@ def test_unknown_names_are_type_errors():
         ("optimiser__momentum", "Did you mean 'optimizer__momentum'?"),
         ("epoch", "Did you mean 'epochs'?"),
         ("build_fn", "Use model."),
-        ("metrics", "Use scoring, for scorers of scikit-learn"),
+        ("metrics", "Use scoring, with scikit-learn's scorers."),
         ("validation_split", "Use early_stopping=True or scoring, with validation_fraction."),
         ("fit__batch_size", "Use batch_size."),
         ("loss__from_logits", "Use a keras.losses.Loss, as in"),
