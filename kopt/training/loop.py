@@ -1,4 +1,4 @@
-"""Keras's `fit` and `evaluate`, around compiled programs of many steps: callbacks, validation, progress."""
+"""Keras's `fit`, `evaluate` and `predict`, around compiled programs of many steps: callbacks, validation, progress."""
 
 import contextlib
 import functools
@@ -95,8 +95,9 @@ def fit(
         validation = dict(x=x, y=y, sample_weight=sample_weight, batch_size=size, steps=validation_steps)
     callbacks = _listed(callbacks, model, verbose, epochs, data.steps, add_history=True)
     model.stop_training = False
-    model.progress = progress = Progress.begin(initial_epoch)
+    model.progress = Progress.begin(initial_epoch)
     callbacks.on_train_begin()
+    progress = model.progress
     progress.epoch = model._initial_epoch or progress.epoch
     remaining, logs = range(progress.epoch, epochs), None
     with _validating(model, validation, len(remaining)):
