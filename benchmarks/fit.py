@@ -7,7 +7,6 @@ python benchmarks/fit.py --tables step whole --rounds 7
 import argparse
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import time
@@ -147,7 +146,7 @@ def whole_sides():
 
     def alone(side):
         command = [sys.executable, __file__, "--alone", side]
-        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-2:]
 
     return {side: (lambda side=side: alone(side), 1) for side in ALONE}
 
@@ -162,17 +161,23 @@ TABLES = {
 }
 
 
+def seconds(run):
+    """How long it takes, and how much of the processor. What ran in a process of its own has told."""
+    start = time.perf_counter(), time.process_time()
+    told = run()
+    times = time.perf_counter() - start[0], time.process_time() - start[1]
+    return tuple(map(float, told)) if isinstance(told, list) and isinstance(told[0], str) else times
+
+
 def measure(sides, rounds):
-    """Returns for each side the milliseconds of a part in each round. A side may tell its seconds itself."""
+    """Returns for each side the milliseconds of a part, and those of the processor, in each round."""
     times = {side: [] for side in sides}
     for number in range(-1, rounds):
         for side, (run, parts) in sides.items():
-            start = time.perf_counter()
-            told = run()
+            found = seconds(run)
             if number >= 0:  # the first round warms up
-                seconds = told if isinstance(told, float) else time.perf_counter() - start
-                times[side].append(1e3 * seconds / parts)
-    return times
+                times[side].append([1e3 * each / parts for each in found])
+    return {side: np.array(found) for side, found in times.items()}
 
 
 def show(console, name, rounds):
@@ -181,11 +186,11 @@ def show(console, name, rounds):
     times = measure(make(), rounds)
     ours, *_ = times
     table = Table(title=make.__doc__, box=box.SIMPLE, title_justify="left")
-    for column in ("", "ms", f"{ours} / it"):
-        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
+    for column in ("", "ms", f"{ours} / it", "CPU ms", f"{ours} / it"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for side, found in times.items():
-        ratio = statistics.median(np.divide(times[ours], found))
-        table.add_row(side, f"{statistics.median(found):.3g}", f"{ratio:.3g}")
+        (wall, cpu), (of_wall, of_cpu) = (np.median(x, axis=0) for x in (found, times[ours] / found))
+        table.add_row(side, f"{wall:.3g}", f"{of_wall:.2g}", f"{cpu:.3g}", f"{of_cpu:.2g}")
     console.print(table)
 
 
@@ -197,9 +202,7 @@ def main():
     arguments = parser.parse_args()
     if arguments.alone:
         X, y = digits()
-        start = time.perf_counter()
-        ALONE[arguments.alone](X, y)
-        print(time.perf_counter() - start)
+        print(*seconds(lambda: ALONE[arguments.alone](X, y)))
         return
     console = Console()
     console.print(f"{os.cpu_count()} cores, {platform.machine()}, Keras {keras.__version__}")

@@ -36,7 +36,7 @@ def main():
 
     with tempfile.TemporaryDirectory() as folder:
         x, y = written(pathlib.Path(folder), arguments.rows)
-        print(f"{x.nbytes / 2**20:.0f} MiB on the disk; training holds about 256 MiB of them")
+        print(f"{x.nbytes / 2**20:.0f} MiB on the disk; training holds about 320 MiB of them")
         inputs = keras.Input((FEATURES,))
         model = kopt.Model(inputs, keras.layers.Dense(1)(keras.layers.Dense(64, "tanh")(inputs)))
         model.compile(kopt.AdamW(1e-3), "mse")

@@ -53,9 +53,7 @@ class Step:
 
     def __init__(self, step, structure, specs):
         self._step, self._structure, self.specs = step, structure, specs
-        self._kind = type(
-            tf.Variable(tf.zeros(()))
-        )  # itself, where tf.Variable would ask TensorFlow's trace to make one
+        self._kind = type(tf.Variable(tf.zeros(())))  # tf.Variable itself would ask the trace to make one
         self.traced = tf.function(self.plain).get_concrete_function(*specs)
         self.outputs = self.traced.structured_outputs
         self.compiled = tf.function(self.plain, reduce_retracing=True, jit_compile=True)

@@ -1,4 +1,4 @@
-"""Keras's `fit` and `evaluate`, around compiled programs of many steps: callbacks, validation, progress."""
+"""Keras's `fit`, `evaluate` and `predict`, around compiled programs of many steps: callbacks, validation, progress."""
 
 import contextlib
 import functools
@@ -108,8 +108,9 @@ def fit(
     with _validating(model, validation, planned):
         callbacks = _listed(callbacks, model, verbose, epochs, data.steps, add_history=True)
         model.stop_training = False
-        model.progress = progress = Progress.begin(initial_epoch)
+        model.progress = Progress.begin(initial_epoch)
         callbacks.on_train_begin()
+        progress = model.progress
         progress.epoch = model._initial_epoch or progress.epoch
         remaining, logs = range(progress.epoch, epochs), None
         for epoch in remaining:

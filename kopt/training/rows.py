@@ -81,12 +81,12 @@ class Rows:
         self._per_pass = adapter.num_batches
         self._asked = iterator.steps_per_epoch
         self.steps = self._asked or self._per_pass
+        mapped = any(isinstance(array, np.memmap) for array in self.arrays)
         small = sum(getattr(array, "nbytes", math.inf) for array in self.arrays) <= BLOCK
-        self._resident = self._take(slice(None)) if small else None
+        self._resident = self._take(slice(None)) if small and not mapped else None
         sample = self._resident or self._take(slice(0, 1))
         self.specs = [tf.TensorSpec([None, *x.shape[1:]], x.dtype) for x in sample]
         row = sum(spec.dtype.size * spec.shape[1:].num_elements() for spec in self.specs)
-        mapped = any(isinstance(array, np.memmap) for array in self.arrays)
         self._per_block = 0  # for all in one
         if row * self.number > (BLOCK if mapped else RESIDENT):
             self._per_block = max(BLOCK // (row * self.batch_size), 1)
