@@ -39,16 +39,16 @@ def network(number):
 
 def population(size, epochs, jit_compile):
     models = [network(number) for number in range(size)]
-    began = time.perf_counter()
+    began = time.process_time()
     kopt.fit_population(models, X, Y, batch_size=BATCH, epochs=epochs, verbose=0, jit_compile=jit_compile)
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 def estimators(size, epochs):
     """`KerasClassifier`s, all but the first of which find their program compiled."""
     rates = [10 ** np.random.uniform(-4, -2) for _ in range(size)]
     PROGRAMS.clear()
-    began = time.perf_counter()
+    began = time.process_time()
     for number, rate in enumerate(rates):
         kopt.KerasClassifier(
             model__hidden_layer_sizes=(128, 64),
@@ -58,15 +58,15 @@ def estimators(size, epochs):
             batch_size=BATCH,
             random_state=number,
         ).fit(X, Y)
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 def keras_fit(epochs):
     """One of Keras's own fits: all take the same time."""
     model = network(0)
-    began = time.perf_counter()
+    began = time.process_time()
     model.fit(X, Y, batch_size=BATCH, epochs=epochs, verbose=0)
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 def main():
@@ -78,11 +78,11 @@ def main():
     steps = asked.epochs * -(-len(X) // BATCH)
     table = Table(title=f"digits, 64-128-64-10, batch {BATCH}, {asked.epochs} epochs of {steps // asked.epochs} steps")
     table.add_column("models", justify="right")
-    table.add_column("s\nby XLA", justify="right")
-    table.add_column("s\nas a graph", justify="right")
-    table.add_column("ms a step\nby XLA", justify="right")
-    table.add_column("s, estimators\none by one", justify="right")
-    table.add_column("s, Keras's fit\none, times models", justify="right")
+    table.add_column("CPU s\nby XLA", justify="right")
+    table.add_column("CPU s\nas a graph", justify="right")
+    table.add_column("CPU ms a step\nby XLA", justify="right")
+    table.add_column("CPU s, estimators\none by one", justify="right")
+    table.add_column("CPU s, Keras's fit\none, times models", justify="right")
     table.add_column("ratio to\nestimators", justify="right")
     table.add_column("ratio to\nKeras's fit", justify="right")
     for size in asked.sizes:

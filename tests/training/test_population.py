@@ -219,6 +219,7 @@ REFUSED = [
     (lambda: [classifier(keras.optimizers.LossScaleOptimizer(kopt.Adam()))], FIRST + "have an op"),
     (lambda: [classifier(kopt.Adam(), run_eagerly=True)], FIRST + "be compiled with run_eagerly"),
     (lambda: [classifier(kopt.Adam(), kind=Custom)], FIRST + "take Keras's own steps, got Custom"),
+    (lambda: [classifier(kopt.Switch([(kopt.SGD(), None)]), kind=kopt.Model)], FIRST + "have one optimizer throughout"),
     (lambda: [recurrent()], FIRST + "have no loop over time, of which TensorFlow cannot"),
     (lambda: [keras.Sequential([L.Dense(1)])], FIRST + "be compiled with an optimizer and a"),
     (sharing, "fit_population: each model must have weights and an optimizer of its own, and models[1] shares "),
