@@ -38,12 +38,17 @@ def digits():
     return (X / 16).astype("float32"), y
 
 
+def adam(kind):
+    """Each side has its own."""
+    return (kopt if kind is kopt.Model else keras.optimizers).Adam()
+
+
 def perceptron(kind, **how):
     """64-128-64-10, Adam."""
     inputs = keras.Input((64,))
     x = layers.Dense(64, "relu")(layers.Dense(128, "relu")(inputs))
     model = kind(inputs, layers.Dense(10, "softmax")(x))
-    model.compile("adam", "sparse_categorical_crossentropy", **how)
+    model.compile(adam(kind), "sparse_categorical_crossentropy", **how)
     return model
 
 
@@ -53,7 +58,7 @@ def convolutional(kind, **how):
     for channels in (16, 32):
         x = layers.MaxPooling2D()(layers.Conv2D(channels, 3, activation="relu")(x))
     model = kind(inputs, layers.Dense(10, "softmax")(layers.Flatten()(x)))
-    model.compile("adam", "sparse_categorical_crossentropy", **how)
+    model.compile(adam(kind), "sparse_categorical_crossentropy", **how)
     return model
 
 

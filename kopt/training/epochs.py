@@ -47,6 +47,7 @@ class Step:
 
     Attributes:
         traced: TensorFlow's function.
+        compiled: another one, which XLA compiles for each number of rows when it is called.
         outputs: what it returns.
     """
 
@@ -57,6 +58,7 @@ class Step:
         )  # itself, where tf.Variable would ask TensorFlow's trace to make one
         self.traced = tf.function(self.plain).get_concrete_function(*specs)
         self.outputs = self.traced.structured_outputs
+        self.compiled = tf.function(self.plain, reduce_retracing=True, jit_compile=True)
 
     @tf.autograph.experimental.do_not_convert  # as Keras has it
     def plain(self, *tensors):
@@ -113,8 +115,7 @@ class Predictions:
         """
         with self._lock:
             if jit not in self._programs:
-                plain = tf.function(self.step.plain, reduce_retracing=True, jit_compile=True)
-                one = plain if jit is True else self.step.traced
+                one = self.step.compiled if jit is True else self.step.traced
                 signature = [*self.step.specs, ORDER, COUNT, COUNT, COUNT, COUNT]
                 self._programs[jit] = one, tf.function(functools.partial(self._loop, one), signature)
         one, many = self._programs[jit]
@@ -191,6 +192,8 @@ class Epochs(Program):
         full, rest = divmod(part.rows, size)
         if not self.uses_xla(jit, planned):
             return self._run(False, part, size, part.first, part.last)
+        if jit is True and xla.is_slow(self.step.traced.graph):
+            return self._run("steps", part, size, part.first, part.last)
         logs = None
         if part.first < full:
             try:
@@ -206,21 +209,23 @@ class Epochs(Program):
         return logs
 
     def _run(self, compiled, part, size, first, last, length=0):
+        """Runs the program that XLA has compiled, or a graph, of which it may have compiled single "steps"."""
         with self._lock:
             if compiled not in self._programs:
                 signature = [*self.step.specs, ORDER, COUNT, COUNT, COUNT, COUNT, ORDER]
                 program = functools.partial(self._program, compiled)
-                self._programs[compiled] = tf.function(program, signature, jit_compile=compiled)
+                self._programs[compiled] = tf.function(program, signature, jit_compile=compiled is True)
         like = np.empty(length, "int32")
         return self._programs[compiled](*part.tensors, part.order, first, last, part.rows, size, like)
 
     @tf.autograph.experimental.do_not_convert
     def _program(self, compiled, *arguments):
         *tensors, order, first, last, rows, size, like = arguments
-        step = self.step.plain if compiled else self.step.traced
+        steps = {True: self.step.plain, False: self.step.traced, "steps": self.step.compiled}
+        step = steps[compiled]
         # What a step sees is the same with and without XLA, a number of rows that only XLA's compiler knows: Keras
         # weighs some of its metrics otherwise where Python knows it.
-        length = tf.shape(like)[0] if compiled else None
+        length = tf.shape(like)[0] if compiled is True else None
 
         def take(indices, said):
             return self._said(step(*(tf.gather(tensor, indices) for tensor in tensors)))
@@ -242,9 +247,7 @@ class Streamed(Program):
         """
         with self._lock:
             if not self._programs:
-                step = self.step.traced
-                if self.model.jit_compile:
-                    step = tf.function(self.step.plain, reduce_retracing=True, jit_compile=True)
+                step = self.step.compiled if self.model.jit_compile else self.step.traced
                 self._programs[True] = tf.function(functools.partial(self._program, step))
         taken, logs = self._programs[True](batches, tf.constant(min(steps, COUNT.dtype.max)))
         return int(taken), logs

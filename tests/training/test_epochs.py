@@ -93,6 +93,47 @@ def test_an_evaluation_is_that_of_keras(pair):
     np.testing.assert_allclose(ours.evaluate(X, Y, verbose=0, steps=2), theirs.evaluate(X, Y, verbose=0, steps=2))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "batch_size"),
+    [
+        (lambda: kopt.SAM(kopt.AdamW(0.05)), 5),
+        (lambda: kopt.LBFGS(), None),
+        (lambda: keras.optimizers.AdamW(0.05, use_ema=True, clipnorm=0.5, gradient_accumulation_steps=2), 5),
+    ],
+    ids=["SAM", "LBFGS", "Keras's AdamW"],
+)
+def test_programs_and_single_steps_take_an_optimizer_to_the_same_weights(make, batch_size):
+    """The same `kopt.Model` in its programs, and in Keras's loop of single steps."""
+    found = []
+    for fit in (kopt.Model.fit, keras.Model.fit):
+        model = two_headed(make())
+        how = dict(batch_size=batch_size or (None if fit is kopt.Model.fit else 23))
+        x, y = dict(a=X, b=X[:, ::-1]), dict(one=Y, other=X[:, :1])
+        history = fit(model, x, y, **how, epochs=3, shuffle=False, verbose=0).history
+        found.append((history, model.get_weights()))
+    (ours, mine), (theirs, expected) = found
+    assert ours.keys() == theirs.keys()
+    for name, values in theirs.items():
+        np.testing.assert_allclose(ours[name], values, rtol=1e-4, err_msg=name)
+    for a, b in zip(mine, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def two_headed(optimizer):
+    """Batch normalization, dropout, a mask, two inputs, two outputs, and a metric that is no mean."""
+    keras.utils.set_random_seed(0)
+    a, b = keras.Input((3,), name="a"), keras.Input((3,), name="b")
+    x = layers.BatchNormalization()(layers.Dense(4, "tanh")(layers.Concatenate()([a, b])))
+    x = layers.Dropout(0.3, seed=1)(x)
+    steps = layers.Masking()(layers.Reshape((2, 2))(x))
+    one = layers.Dense(1, "sigmoid", name="one")(layers.GlobalAveragePooling1D()(steps))
+    model = kopt.Model(dict(a=a, b=b), dict(one=one, other=layers.Dense(1, name="other")(x)))
+    losses = dict(one="binary_crossentropy", other="mse")
+    model.compile(optimizer, losses, metrics=dict(one=[keras.metrics.AUC(9, name="auc")]), jit_compile=False)
+    return model
+
+
 def test_steps_beyond_the_data_warn_and_end_the_epoch(pair):
     (model, _), _ = pair
     with pytest.warns(UserWarning, match=r"ran out of data: it has 5 batches, and steps_per_epoch is 7"):
@@ -310,7 +351,23 @@ def test_many_small_steps_pay_and_few_or_large_ones_do_not():
     dense = graph(layers.Dense(3), (4,))
     assert not xla.pays(100, dense)
     assert xla.pays(10**7, dense)
-    assert not xla.pays(10**7, graph(layers.Conv2D(3, 3), (8, 8, 1)))
+    if not tf.config.list_logical_devices("GPU"):
+        assert not xla.pays(10**7, graph(layers.Conv2D(3, 3), (8, 8, 1)))
+        assert not xla.is_slow(dense)
+
+
+def test_convolutions_on_demand_are_compiled_step_by_step():
+    found = []
+    for fit in (kopt.Model.fit, keras.Model.fit):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((5, 5, 1))
+        model = kopt.Model(inputs, layers.Dense(1)(layers.Flatten()(layers.Conv2D(2, 3)(inputs))))
+        model.compile("sgd", "mse", jit_compile=True)
+        x = np.random.default_rng(0).random((7, 5, 5, 1))
+        found.append(fit(model, x, x[:, 0, 0], batch_size=4, epochs=2, shuffle=False, verbose=0).history["loss"])
+        if fit is kopt.Model.fit and not tf.config.list_logical_devices("GPU"):
+            assert programs_of(model) == {"steps"}
+    np.testing.assert_allclose(*found, rtol=1e-5)
 
 
 class Printing(layers.Layer):
