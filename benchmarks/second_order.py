@@ -33,7 +33,7 @@ import kopt
 from kopt.training.oracle import Batch, Oracle
 
 ROUNDS = 10
-TABLES = ["products", "steps", "noise", "autoencoder"]
+TABLES = ["products", "steps", "noise", "curves", "autoencoder"]
 
 
 def dense():
@@ -267,18 +267,15 @@ def autoencoder_table(seeds):
     return table
 
 
-def ratio_table(title, rows):
-    """A table of the ratios of rows."""
+def ratio_table(title, columns):
+    """A table of ratios, a column for each network and compiler."""
     table = Table(title=title, box=box.SIMPLE)
     table.add_column("")
-    for name in next(iter(rows.values())):
+    for name in columns:
         table.add_column(name, justify="right")
-    for row, ratios in rows.items():
-        table.add_row(row, *(f"{x:.2f}" for x in ratios.values()))
+    for row in next(iter(columns.values())):
+        table.add_row(row, *(f"{ratios[row]:.2f}" for ratios in columns.values()))
     return table
-
-
-TABLES = ["products", "steps", "noise", "curves"]
 
 
 def main():
@@ -293,8 +290,8 @@ def main():
         ("steps", steps, "A step over AdamW's"),
     ):
         if name in chosen:
-            rows = {f"{network}, {'XLA' if xla else 'graph'}": measure(network, xla) for network, xla in kinds}
-            console.print(ratio_table(title, rows))
+            columns = {f"{network}, {'XLA' if xla else 'graph'}": measure(network, xla) for network, xla in kinds}
+            console.print(ratio_table(title, columns))
     if "noise" in chosen:
         table = Table(title="Accuracy on clean test rows, 40 % of the training labels drawn at random", box=box.SIMPLE)
         for heading in ("", "mean", "least", "most"):

@@ -15,12 +15,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
+from scipy.stats import qmc
 
 import kopt
 
 
-class Burgers(keras.Model):
-    """A network u(t, x), whose loss is how far it is from the equation inside, and from the data at the border."""
+class Burgers(kopt.Model):
+    """A network u(t, x) that ought to fulfil the equation inside, and to meet the data at the border."""
 
     def __init__(self, viscosity, units=20, depth=3):
         super().__init__()
@@ -32,8 +33,8 @@ class Burgers(keras.Model):
         """u at these points."""
         return self.network(points)
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """The mean square of the equation's residual, plus ten times that of the error at the border."""
+    def compute_residuals(self, x, y, y_pred, sample_weight):
+        """What ought to be zero at each point: the equation's residual inside, √10 times the error at the border."""
         t, place = x[:, :1], x[:, 1:]
         with tf.GradientTape() as second:
             second.watch(place)
@@ -43,22 +44,17 @@ class Burgers(keras.Model):
             u_t, u_x = first.gradient(u, t), first.gradient(u, place)
         u_xx = second.gradient(u_x, place)
         target, at_border = y[:, :1], y[:, 1:]
-        within = 1 - at_border
-        residual, error = u_t + u * u_x - self.viscosity * u_xx, u - target
-        misfit = tf.reduce_sum(within * residual**2) / tf.reduce_sum(within)
-        return misfit + 10 * tf.reduce_sum(at_border * error**2) / tf.reduce_sum(at_border)
+        share = tf.reduce_mean(at_border)  # so that each mean is over the points concerned
+        within = (1 - at_border) * (u_t + u * u_x - self.viscosity * u_xx) / tf.sqrt(1 - share)
+        return within, at_border * (u - target) * tf.sqrt(10 / share)
 
 
 def points(seed=0, inside=400, border=100):
-    """Points (t, x), and for each its target and whether it has one: at the border, and evenly spread within."""
+    """Points (t, x), and for each its target and whether it has one: at the border, and Halton's within."""
     start = np.stack([np.zeros(border), np.linspace(-1, 1, border)], 1)
     times = np.linspace(0, 1, border // 2)
     sides = [np.stack([times, np.full(border // 2, x)], 1) for x in (-1.0, 1.0)]
-    lattice = np.arange(inside)[:, None] * [
-        0.7548776662466927,
-        0.5698402909980532,
-    ]  # Kronecker's, of the plastic number
-    within = (lattice + np.random.default_rng(seed).uniform(size=2)) % 1 * [1, 2] - [0, 1]
+    within = qmc.Halton(2, seed=seed).random(inside) * [1, 2] - [0, 1]  # which leave fewer gaps than uniform ones
     at_border = np.concatenate([start, *sides])
     targets = np.where(at_border[:, 0] == 0, -np.sin(np.pi * at_border[:, 1]), 0.0)
     y = np.concatenate([np.stack([targets, np.ones(len(targets))], 1), np.zeros((len(within), 2))])

@@ -58,12 +58,27 @@ class State(Rule, Hyperparameters, keras.optimizers.Optimizer):
             flags = {name: self._scalar(name, value) for name, value in flags.items()}
             packs = self._lay_out(variables, rules)
             used = dict.fromkeys(pack.treatment.route for pack in packs)
-            first = {id(rules[route]._given): route for route in reversed(used)}
-            owners = {route: first[id(rules[route]._given)] for route in used}
-            shared = {r: {n: self._scalar(n, x) for n, x in rules[r].shared().items()} for r in first.values()}
+            owners = self._owners({route: rules[route] for route in used})
+            shared = {r: {n: self._scalar(n, x) for n, x in rules[r].shared().items()} for r in set(owners.values())}
         kept = SimpleNamespace(root=self, rules=rules, owners=owners, shared=shared, flags=flags, packs=packs)
         for _, node in self._nodes():
             node.__dict__["_kept"] = kept
+
+    def _owners(self, rules):
+        """For each route the first that keeps scalars with it: one set for all weights that an optimizer has."""
+        first, keepers = {}, {route: rule._keepers() for route, rule in rules.items()}
+        for route, kept in keepers.items():
+            first.setdefault(kept[:1], route)
+            if kept != keepers[first[kept[:1]]]:
+                raise ValueError(
+                    f"{type(self).__name__}: an optimizer that keeps scalars for all weights must not be around some "
+                    f"that keep different ones of their own, got {self!r}. Try what routes them around it."
+                )
+        return {route: first[kept[:1]] for route, kept in keepers.items()}
+
+    def _keepers(self):
+        """Who keeps shared scalars in this rule, the outermost first."""
+        return (id(self._given),) if self.shared() else ()
 
     def own_flags(self) -> dict[str, float]:
         """The scalars of the step as a whole that an outermost optimizer keeps: see `landed`."""

@@ -100,6 +100,10 @@ class Wrapper(Optimizer):
     def route(self, path, shape):
         return self.inner.route(path, shape)
 
+    def _keepers(self):
+        own = () if type(self).shared is Wrapper.shared else (id(self._given),)
+        return own + self.inner._keepers()
+
     def around(self, rule):
         """This wrapper, with the same hyperparameters, around one of the rules of the optimizer inside."""
         return self if rule is self.inner else self._view(inner=rule)

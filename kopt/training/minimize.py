@@ -25,6 +25,9 @@ CHUNK = 100
 PATIENCE = 10
 """Iterations without a step after which there is none to be had."""
 
+EARLY, LONG = 300, 1000
+"""XLA's program takes seconds to compile: it takes over after so many iterations, where it may run for so many more."""
+
 RUNNING, CONVERGED, LIMIT, STALLED, DIVERGED, STOPPED = -1, 0, 1, 2, 3, 99
 MESSAGES = {
     CONVERGED: "The gradient is within gtol, or the decrease of the loss within ftol, or the loss within ftarget.",
@@ -77,8 +80,8 @@ def minimize(
         ftarget: a loss at which to stop.
         micro_batch_size: how many rows to compute with at a time: the same result, to rounding, in less memory. None
             for all. It needs losses that are means over rows, and neither dropout nor batch normalization.
-        jit_compile: whether programs are compiled by XLA: True, False, or "auto", which is True for arrays and a
-            `maxiter` above a thousand, since XLA's programs are fast and take seconds to compile.
+        jit_compile: whether programs are compiled by XLA: True, False, or "auto", which is for arrays, after 300
+            iterations, if 1000 more may come, since XLA's programs are fast and take seconds to compile.
         callback: called after each iteration with an `OptimizeResult` that has `x`, `nit` and `fun` (the loss after the
             iteration, or before it where the method does not know better), named `intermediate_result` as in scipy; it
             may raise `StopIteration`.
@@ -106,9 +109,10 @@ def minimize(
     _compile(model, loss, optimizer)
     data, whole = _data(x, y, sample_weight, micro_batch_size, model)
     ends = dict(gtol=gtol, ftol=ftol, ftarget=-math.inf if ftarget is None else float(ftarget))
-    xla = maxiter > 1000 and not isinstance(data, Stream) if jit_compile == "auto" else jit_compile
-    search = _Search(model, optimizer, data, whole, ends, xla)
-    return search.run(maxiter, callback, verbose)
+    search = _Search(model, optimizer, data, whole, ends)
+    pays = jit_compile == "auto" and not isinstance(data, Stream) and maxiter >= EARLY + LONG
+    graph = EARLY if pays else 0 if jit_compile is True else maxiter
+    return search.run(maxiter, graph, callback, verbose)
 
 
 def _optimizer(method, options):
@@ -169,12 +173,10 @@ def _tensor(array):
 class _Search:
     """A minimization: its programs, and what they need."""
 
-    def __init__(self, model, optimizer, data, whole, ends, xla):
+    def __init__(self, model, optimizer, data, whole, ends):
         self.model, self.optimizer, self.data, self.whole, self.ends = model, optimizer, data, whole, ends
         self._meet(data if whole else data.some())
         self._check_start()
-        numbers = [tf.TensorSpec([], tf.int32)] * 2 + [tf.TensorSpec([], tf.float64)]
-        self._iterate = tf.function(self._iterations, numbers, jit_compile=xla, autograph=False).get_concrete_function()
 
     def _meet(self, part):
         """Builds what is built at the first look: outside of any program, and on one row."""
@@ -199,6 +201,11 @@ class _Search:
         if self.whole:
             return Oracle(Batch(self.model, computing(self.model, self.data)))
         return MicroBatched(Batch(self.model, None), self.data, lambda part: computing(self.model, part))
+
+    def _program(self, xla):
+        """The iterations, compiled."""
+        numbers = [tf.TensorSpec([], tf.int32)] * 2 + [tf.TensorSpec([], tf.float64)]
+        return tf.function(self._iterations, numbers, jit_compile=xla, autograph=False).get_concrete_function()
 
     def _iterations(self, limit, stalls, last):
         """Up to so many iterations, after so many without a step and a loss at the end of the last one.
@@ -234,16 +241,18 @@ class _Search:
         pairs = zip(grads, self.model.trainable_variables, strict=True)
         return float(loss), np.concatenate([np.ravel(np.zeros(v.shape, v.dtype) if g is None else g) for g, v in pairs])
 
-    def run(self, maxiter, callback, verbose):
-        """Iterates until an end, and tells what was found."""
+    def run(self, maxiter, graph, callback, verbose):
+        """Iterates until an end, at first for so many iterations in a graph, and tells what was found."""
         bar = keras.utils.Progbar(maxiter, unit_name="iteration", verbose=int(verbose == "auto" or verbose))
         bar.stateful_metrics = {"loss"}
         nit, status, history = 0, RUNNING, []
         stalls, last = tf.constant(0), tf.constant(math.nan, "float64")
-        length = 1 if callback else 10
+        length, iterate, end = 1 if callback else 10, None, 0
         while status == RUNNING:
+            if iterate is None or nit == end:
+                iterate, end = self._program(xla=nit >= graph), graph if nit < graph else maxiter
             began = time.perf_counter()
-            done, ended, stalls, last, losses = self._iterate(tf.constant(min(length, maxiter - nit)), stalls, last)
+            done, ended, stalls, last, losses = iterate(tf.constant(min(length, end - nit)), stalls, last)
             nit, status = nit + int(done), int(ended)
             history.extend(losses.numpy()[: int(done)].tolist())
             if status == RUNNING and nit >= maxiter:

@@ -174,6 +174,23 @@ def test_a_wrapper_of_a_router_wraps_each():
         np.testing.assert_allclose(found[name], walk(kopt.Cautious(inner), start, gradients)[name], atol=1e-6)
 
 
+def test_a_wrapper_of_a_router_keeps_the_scalars_of_each():
+    start, gradients = problem(kernel=(4, 3), bias=(3,))
+    pairs = (kopt.Muon(0.1), kopt.Prodigy()), (kopt.Nadam(0.1, beta_1=0.5), kopt.Nadam(0.1))
+    for kernel, bias in pairs:
+        found = walk(kopt.Cautious(kopt.Matrices(clone(kernel), clone(bias))), start, gradients)
+        for name, inner in dict(kernel=kernel, bias=bias).items():
+            alone = {name: start[name]}, [{name: g[name]} for g in gradients]
+            expected = walk(kopt.Cautious(clone(inner)), *alone)
+            np.testing.assert_allclose(found[name], expected[name], atol=1e-6)
+
+
+def test_a_wrapper_with_scalars_refuses_a_router_of_several_sets():
+    start, gradients = problem(kernel=(4, 3), bias=(3,))
+    with pytest.raises(ValueError, match=r"Mechanic: .* must not be around some that keep different ones of their own"):
+        walk(kopt.Mechanic(kopt.Matrices(kopt.Nadam(0.1), kopt.SGD(0.1))), start, gradients)
+
+
 def test_graft_takes_length_and_direction():
     start, gradients = problem(a=(4, 3), b=(4, 3), c=(3,))
     graft, adam, muon = (

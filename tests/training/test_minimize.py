@@ -9,6 +9,7 @@ from keras import ops
 import kopt
 from kopt.optimizers.minimizer import Minimizer, Point
 from kopt.testing import backends
+from kopt.training import minimize as training_minimize
 
 layers = keras.layers
 rng = np.random.default_rng(0)
@@ -208,6 +209,23 @@ def test_minimize_takes_the_steps_of_fit(how):
     assert (result.nit, result.nfev, result.nhev, result.status, result.success) == (4, 9, 0, 1, False)
     assert result.fun < result.history[-1]
     assert result.jac.shape == result.x.shape
+
+
+def test_a_long_minimization_goes_on_in_a_program_by_xla(monkeypatch):
+    monkeypatch.setattr(training_minimize, "EARLY", 2)
+    monkeypatch.setattr(training_minimize, "LONG", 2)
+    programs, make = [], training_minimize._Search._program
+    monkeypatch.setattr(
+        training_minimize._Search, "_program", lambda self, xla: (programs.append(xla), make(self, xla))[1]
+    )
+    result, model = minimized(model=network(keras.Model), sample_weight=W, jit_compile="auto")
+    assert programs == [False, True]
+    assert close(model.get_weights(), EXPECTED)
+    np.testing.assert_allclose(result.history, LOSSES, rtol=1e-5)
+    minimized(maxiter=3, jit_compile="auto")
+    assert programs == [False, True, False]
+    minimized(maxiter=1, jit_compile=True)
+    assert programs == [False, True, False, True]
 
 
 def test_a_data_set_of_micro_batches_is_the_same():
