@@ -17,8 +17,8 @@ SMALL = {
     "calibration.py": ["--epochs", "4", "--rows", "1000"],
     "early_stopping.py": ["--epochs", "15"],
     "large_batch_lbfgs.py": ["--passes", "20"],
-    "mixed_columns.py": ["--epochs", "4"],
     "larger_than_memory.py": ["--rows", "20000", "--epochs", "1"],
+    "mixed_columns.py": ["--epochs", "4"],
     "noisy_labels.py": ["--epochs", "8"],
 }
 """Arguments with which an example takes a few seconds, where without any it takes more."""

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from sklearn.base import BaseEstimator
+from sklearn.metrics import get_scorer_names
 from sklearn.utils._param_validation import InvalidParameterError
 
 from kopt._checks import check_range, needs_tensorflow
@@ -25,6 +26,7 @@ class Parameters(BaseEstimator):
     model: Any
     optimizer: Any
     loss: Any
+    scoring: Any
     callbacks: Any
     strategy: Any
     device: Any
@@ -99,6 +101,7 @@ class Parameters(BaseEstimator):
         """Checks all parameters; TensorFlow is imported only for those of Keras's objects, and makes no tensor."""
         super()._validate_params()
         self._model_to_build(**dict.fromkeys(self._facts))
+        self._check_scoring()
         network = {f"model__{name}": value for name, value in self._routed("model__").items()}
         if self.model is None:
             check_mlp(type(self).__name__, network)
@@ -116,6 +119,15 @@ class Parameters(BaseEstimator):
         if self.callbacks is not None or self._routed("callbacks__"):
             require_tensorflow(type(self).__name__)
             callbacks.planned(self.callbacks, self._routed("callbacks__"), type(self).__name__)
+
+    def _check_scoring(self):
+        names = [self.scoring] if isinstance(self.scoring, str) else self.scoring
+        for name in names if isinstance(names, list | tuple) else ():
+            if name not in (known := get_scorer_names()):
+                raise InvalidParameterError(
+                    f"{type(self).__name__}: scoring must be names of scikit-learn's scorers, got {name!r}."
+                    f"{hint(name, known)}"
+                )
 
     def _check_optimizer(self):
         from kopt.optimizers import Optimizer

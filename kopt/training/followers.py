@@ -29,6 +29,7 @@ class Course:
 
     def snapshot(self):
         """Returns a network of its own with the weights of this moment."""
+        _ = self.program.predict  # compiled here, under the program's lock, for which a scorer's threads would wait
         return self.network.at(self.program.state())
 
 

@@ -1,6 +1,7 @@
 """Callbacks of Keras and of scikit-learn, and what is known of each epoch."""
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -10,6 +11,7 @@ from sklearn.base import clone
 from sklearn.datasets import make_classification
 from sklearn.metrics import accuracy_score, get_scorer
 from sklearn.model_selection import GridSearchCV
+from sklearn.utils._param_validation import InvalidParameterError
 
 import kopt
 from kopt import KerasClassifier, KerasRegressor
@@ -133,6 +135,7 @@ def test_classes_and_names_take_arguments():
             {"callbacks": "EarlyStopping", "callbacks__EarlyStopping__patients": 3},
             "callbacks__EarlyStopping__patients is no argument of EarlyStopping; it takes monitor, ",
         ),
+        ({"scoring": ["acuracy"]}, r"scoring must be names .* got 'acuracy'\. Did you mean 'accuracy'\?"),
         ({"callbacks__stop__patience": 3}, "callbacks__stop__patience must name one of the callbacks, got None"),
         (
             {"callbacks": keras.callbacks.TerminateOnNaN(), "callbacks__TerminateOnNaN__x": 3},
@@ -141,7 +144,7 @@ def test_classes_and_names_take_arguments():
     ],
 )
 def test_mistakes(parameters, message):
-    with pytest.raises((TypeError, ValueError), match=f"KerasClassifier: {message}"):
+    with pytest.raises(InvalidParameterError, match=f"KerasClassifier: {message}"):
         KerasClassifier(**parameters).fit(X, y)
 
 
@@ -187,6 +190,16 @@ def test_scores_are_those_of_the_rows_held_out():
     assert (seen[0][1] != seen[-1][1]).all()
     by_function = fast(scoring=custom, validation_fraction=0.2).fit(X, y + 5, sample_weight=np.ones(90))
     assert by_function.history_["val_score"] == net.validation_scores_
+
+
+def test_a_scorer_may_predict_in_threads():
+    def threaded(estimator, X, y):
+        with ThreadPoolExecutor(2) as pool:
+            return pool.submit(estimator.score, X, y).result(timeout=60)
+
+    small = {"model__hidden_layer_sizes": (7,), "epochs": 1}
+    scores = [fast(scoring=scoring, **small).fit(X, y).validation_scores_ for scoring in (threaded, "accuracy")]
+    assert scores[0] == scores[1]
 
 
 def test_without_scoring_scores_are_losses():
