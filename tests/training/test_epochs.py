@@ -521,7 +521,7 @@ def test_memory_maps_take_a_few_blocks(tmp_path, monkeypatch):
     finally:
         over.set()
         watcher.join()
-    assert most[0] < 15 * rows.BLOCK < x.nbytes / 2  # what allocators keep counts, too
+    assert most[0] < 40 * rows.BLOCK < x.nbytes / 3  # what allocators keep counts, too
 
 
 class Batches(keras.utils.PyDataset):
