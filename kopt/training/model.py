@@ -68,7 +68,7 @@ class Model(keras.Model):
         weighted_metrics=None,
         run_eagerly=False,
         steps_per_execution=1,
-        jit_compile="auto",
+        jit_compile: bool | str = "auto",
         auto_scale_loss=True,
     ):
         """Configures the model for training, as `keras.Model.compile` does.
