@@ -117,8 +117,8 @@ class Predictions:
                 signature = [*self.step.specs, ORDER, COUNT, COUNT, COUNT, COUNT]
                 self._programs[jit] = one, tf.function(functools.partial(self._loop, one), signature)
         one, many = self._programs[jit]
-        if part.rows <= size:  # all of it, if in a block with rows that do not count
-            return one(*(tensor[: part.rows] for tensor in part.tensors))
+        if part.tensors[0].shape[0] == part.rows <= size:  # all of it is a batch
+            return one(*part.tensors)
         return many(*part.tensors, part.order, part.first, part.last, part.rows, size)
 
     @tf.autograph.experimental.do_not_convert
