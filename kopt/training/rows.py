@@ -77,7 +77,8 @@ class Rows:
         inputs = tree.lists_to_tuples(adapter._inputs)
         self.structure = tree.map_structure(lambda array: None if array is None else "tensor", inputs)
         self.arrays = [_indexable(array) for array in tree.flatten(inputs) if array is not None]
-        self.number, self.batch_size, self.shuffle = self.arrays[0].shape[0], adapter.batch_size, shuffle
+        self.number, self.batch_size = self.arrays[0].shape[0], adapter.batch_size
+        self.shuffle = shuffle if self.batch_size < self.number else False  # all rows at once have no order
         self._per_pass = adapter.num_batches
         self._asked = iterator.steps_per_epoch
         self.steps = self._asked or self._per_pass
