@@ -60,7 +60,7 @@ class GaussNewton(Minimizer):
         linear = f.at(at.x).linearized()
         check_size(self, linear, "Use LevenbergMarquardt(solver='cg')")
         jacobian = linear.jacobian()
-        p = Damped(jacobian, linear.values)(0.0)
+        p = shortest(jacobian, linear.values)
         promised = squares(times(jacobian, p))
         slack = rounding(at.value, linear.values, times(jacobian, at.x))
 
@@ -227,18 +227,29 @@ LEAST, MOST = 1e-20, 1e20
 """Bounds of λ, whose root float32 holds, and from which a few trials lead back."""
 
 
-class Damped:
-    """argmin ‖A y + r‖² + λ ‖y‖² for many λ, after one QR decomposition: of A, or of Aᵀ where that is smaller."""
+def shortest(A, r):
+    """The shortest y of those that minimize ‖A y + r‖"""
+    if A.shape[0] is not None:
+        return Damped(A, r)(0.0)
+    is_wide = ops.shape(A)[0] < A.shape[1]  # which a graph may not know before
+    return ops.cond(is_wide, lambda: Damped(A, r, wide=True)(0.0), lambda: Damped(A, r, wide=False)(0.0))
 
-    def __init__(self, A, r):
-        self.A, rows, columns = A, A.shape[0], A.shape[1]
-        self.wide = rows is not None and rows < columns
+
+class Damped:
+    """argmin ‖A y + r‖² + λ ‖y‖² for many λ, after one QR decomposition: of A, or of Aᵀ where that is smaller.
+
+    With λ = 0 it has to be known whether A is `wide`, with fewer rows than columns.
+    """
+
+    def __init__(self, A, r, wide=None):
+        self.A, (rows, columns) = A, A.shape
+        self.wide = rows is not None and rows < columns if wide is None else wide
         self.Q, self.R = ops.qr(ops.transpose(A) if self.wide else A)
         self.b = r[:, None] if self.wide else ops.transpose(self.Q) @ r[:, None]
 
     def __call__(self, damping):
         """y, the shortest one where λ = 0 leaves a choice: R'ᵀR' = RᵀR + λ and Q'R' = R, where Aᵀ or A is Q R."""
-        size = self.R.shape[1]
+        size = ops.shape(self.R)[1]
         below = ops.sqrt(ops.cast(damping, self.R.dtype)) * ops.eye(size, dtype=self.R.dtype)
         Q, R = ops.qr(ops.concatenate([self.R, below]))
         Q = ops.reshape(Q[: ops.shape(self.R)[0]], (-1, size))  # a graph may not know how many rows there are
