@@ -30,8 +30,10 @@ def fitted(seed=0, **parameters):
 
 @pytest.fixture(scope="module")
 def first():
-    """A fit that compiles, and what comes of it."""
-    return fitted()
+    """A fit that compiles, the first in a cache of its own, and what comes of it."""
+    kept, network.PROGRAMS = network.PROGRAMS, Cache(size=32)
+    yield fitted()
+    network.PROGRAMS = kept
 
 
 def test_a_like_fit_compiles_nothing(first):
