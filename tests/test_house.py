@@ -155,5 +155,14 @@ def test_a_name_may_be_the_first_that_is_used(name):
     assert run_python(f"import kopt; print(kopt.{name} is not None)") == "True\n"
 
 
+def test_floatx_may_be_set_after_the_import():
+    """To make a layer or to ask for Keras's dtype policy settles it."""
+    code = (
+        "import keras, kopt; kopt.Model, kopt.minimize, kopt.fit_population, kopt.KerasClassifier, kopt.layers.DropPath"
+    )
+    code += "\nkeras.config.set_floatx('float64'); print(keras.layers.Dense(1).dtype)"
+    assert run_python(code).strip() == "float64"
+
+
 def test_version_is_that_of_the_installed_package():
     assert kopt.__version__ == importlib.metadata.version("kopt")

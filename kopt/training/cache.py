@@ -18,13 +18,19 @@ from kopt.training import losses
 _OWN = {"_name", "_nodes", "_parent_path", "_path", "build", "output_names", "quantize"}
 """Attributes in which any two layers differ: names, and methods that Keras wraps for each instance."""
 
-_OF_COMPILE = {
-    *(vars(keras.Model()).keys() - vars(keras.layers.Layer()).keys()),
-    *("_compile_config", "_compiled_trainable_state", "_eval_epoch_iterator", "history", "optimizer"),
-    *("stop_evaluating", "stop_predicting", "stop_training"),
-    *("_compiled_engine", "progress"),
-}
-"""Attributes that a model has of `compile` and `fit`, of which a program makes no use."""
+
+@functools.cache
+def _of_compile():
+    """Attributes that a model has of `compile` and `fit`, of which a program makes no use.
+
+    Not at import: to make a model settles Keras's dtype policy, and the user may still change `floatx`.
+    """
+    return {
+        *(vars(keras.Model()).keys() - vars(keras.layers.Layer()).keys()),
+        *("_compile_config", "_compiled_trainable_state", "_eval_epoch_iterator", "history", "optimizer"),
+        *("stop_evaluating", "stop_predicting", "stop_training"),
+        *("_compiled_engine", "progress"),
+    }
 
 
 class Cache:
@@ -128,7 +134,7 @@ def _specs(variables):
 def _traits(layer):
     """What an object holds in attributes of its own: constants of its programs, which its config may not tell."""
     skipped = _OWN | ({"seed"} if _is_library(type(layer).__module__) else set())
-    skipped |= _OF_COMPILE if isinstance(layer, keras.Model) else set()
+    skipped |= _of_compile() if isinstance(layer, keras.Model) else set()
     held = {name: value for name, value in vars(layer).items() if not name.startswith("_self_")}  # TensorFlow's own
     return {name: _trait(value) for name, value in held.items() if name not in skipped}
 
