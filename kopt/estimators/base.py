@@ -1,4 +1,4 @@
-"""What both estimators share: parameters, validation of data, and the course of a fit."""
+"""What the estimators share: parameters, validation of data, and the course of a fit."""
 
 import dataclasses
 from numbers import Integral, Real

@@ -46,7 +46,6 @@ class Builder:
         return "Builder()"
 
 
-@pytest.mark.slow
 @parametrize_with_checks(
     [
         *(KerasClassifier(), KerasRegressor(), KerasTransformer(epochs=2)),
