@@ -23,6 +23,9 @@ DTYPES = {"float32", "float64", "mixed_float16", "mixed_bfloat16", "float16", "b
 class KerasEstimator(CallbackSupport, Files, Display):
     """Base of `kopt.KerasClassifier`, `kopt.KerasRegressor` and `kopt.KerasTransformer`."""
 
+    _go_on_at = None
+    """A file of `Network.keep` from which the next `fit` goes on, and to which it writes: set by a search in rungs."""
+
     _parameter_constraints = {
         "model": [callable, None],
         "optimizer": [str, callable, HasMethods(["apply", "get_config"]), None],
@@ -141,12 +144,17 @@ class KerasEstimator(CallbackSupport, Files, Display):
             network.start_from(self._network.weights)
             network.history = {name: list(values) for name, values in self._network.history.items()}
         rows, followers, judge = followers_of(self, rows, epochs, random if holds_out else None)
+        if self._go_on_at is not None:
+            epochs -= network.go_on(self._go_on_at)
         network.train(
             rows.X, self._encoded(rows.codes), rows.w,
             epochs=epochs,
             batch_size=None if self.batch_size == "auto" else min(self.batch_size, len(rows.w)),
             followers=followers,
         )  # fmt: skip
+        if self._go_on_at is not None:
+            network.keep(self._go_on_at)
+            del self._go_on_at
         self._network = network
         self.history_, self.loss_curve_ = network.history, network.history["loss"]
         self.n_iter_, self.best_loss_ = len(self.loss_curve_), min(self.loss_curve_, default=None)

@@ -5,29 +5,46 @@ from typing import NamedTuple, Protocol
 
 from sklearn.model_selection import ParameterGrid
 
-METHODS = ("grid", "random", "bayesian")
+METHODS = ("grid", "random", "bayesian", "hyperband", "asha")
+HALVING = ("hyperband", "asha")
+"""Methods that give candidates a budget."""
 
 
 class Suggestion(NamedTuple):
-    """A candidate that an engine wants to see scored."""
+    """A candidate that an engine wants to see scored.
+
+    Attributes:
+        id: of the suggestion.
+        params: the estimator's parameters, the resource among them where there is a budget.
+        budget: how much of the resource it is to be trained with, in all; None where there is no such thing.
+        candidate: which candidate it is, where one is suggested again with a larger budget; else None.
+    """
 
     id: str
     params: dict
+    budget: int | None = None
+    candidate: str | None = None
 
 
 class Engine(Protocol):
     """The boundary between a search and what drives it.
 
+    What an engine asks must follow from its arguments and from the calls of `ask` and `tell` so far, in their order: a
+    search is resumed, and shared by several processes, by making the same calls again. An `ask` that returns nothing
+    must leave the engine as it was.
+
     Attributes:
         learns: whether scores change what is asked next; if so, small batches are better.
-        total: the number of candidates after which the search ends at the latest.
+        total: the number of suggestions after which the search ends at the latest.
+        retired: the candidates that get no larger budget any more.
     """
 
     learns: bool
     total: int
+    retired: frozenset = frozenset()
 
     def ask(self, n: int) -> list[Suggestion]:
-        """Returns at most `n` suggestions; none where the search is over."""
+        """Returns at most `n` suggestions; none where all are asked, or the next depends on scores yet to be told."""
         ...
 
     def tell(self, id: str, score: float) -> None:
@@ -35,7 +52,7 @@ class Engine(Protocol):
         ...
 
 
-class FixedEngine:
+class FixedEngine(Engine):
     """Candidates settled beforehand."""
 
     learns = False
@@ -52,7 +69,7 @@ class FixedEngine:
         """Learns nothing."""
 
 
-def make_engine(method, space, param_distributions, n_iter, random_state):
+def make_engine(method, space, param_distributions, n_iter, random_state, ladder=None):
     """Returns the engine of a method.
 
     Grid and random candidates come from scikit-learn: the same ones in the same order as GridSearchCV and
@@ -62,10 +79,18 @@ def make_engine(method, space, param_distributions, n_iter, random_state):
     if method == "grid":
         grid = ParameterGrid(param_distributions)
         return FixedEngine(grid, len(grid))
-    total = min(n_iter, space.size)
-    if method == "random":
-        draws = itertools.islice(space.draws(total, random_state, set()), total)
-        return FixedEngine(map(space.params, draws), total)
-    from kopt.search.oracles import BayesianOracle, KerasTunerEngine
+    if method == "hyperband":
+        from kopt.search.halving import Hyperband
 
-    return KerasTunerEngine(BayesianOracle(space, total, random_state), space)
+        return Hyperband(ladder, lambda n: map(space.params, space.draws(n, random_state, set())))
+    total = min(n_iter, space.size)
+    if method == "bayesian":
+        from kopt.search.oracles import BayesianOracle, KerasTunerEngine
+
+        return KerasTunerEngine(BayesianOracle(space, total, random_state), space)
+    draws = map(space.params, itertools.islice(space.draws(total, random_state, set()), total))
+    if method == "random":
+        return FixedEngine(draws, total)
+    from kopt.search.halving import SuccessiveHalving
+
+    return SuccessiveHalving(ladder, draws, total)

@@ -11,7 +11,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.utils import check_random_state
 from threadpoolctl import threadpool_limits
 
-from kopt.search.engines import Suggestion
+from kopt.search.engines import Engine, Suggestion
 
 
 class _Process(GaussianProcessRegressor):
@@ -102,7 +102,7 @@ def _quiet():
         yield
 
 
-class KerasTunerEngine:
+class KerasTunerEngine(Engine):
     """Asks and tells an oracle, without a tuner."""
 
     learns = True

@@ -1,26 +1,34 @@
 """TunerSearchCV: scikit-learn's search, driven by an engine that is asked for candidates and told scores."""
 
 import contextlib
-import math
-import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+import difflib
+import time
+from collections.abc import Callable
 from numbers import Integral
 
 import numpy as np
-from joblib import effective_n_jobs
-from sklearn.base import clone, is_classifier
-from sklearn.exceptions import FitFailedWarning
+from joblib import hash
+from sklearn.base import _fit_context, clone, is_classifier
+from sklearn.metrics._scorer import _MultimetricScorer
 from sklearn.model_selection import check_cv
 from sklearn.model_selection._search import BaseSearchCV
+from sklearn.model_selection._validation import _insert_error_scores, _warn_or_raise_about_fit_failures
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import _check_method_params, indexable
 
 from kopt._checks import check_choice, check_range
-from kopt.search.engines import METHODS, make_engine
+from kopt.search.callback_tasks import Tasks
+from kopt.search.course import Course, Plan
+from kopt.search.engines import HALVING, METHODS
+from kopt.search.evaluation import refit_epochs
+from kopt.search.halving import Ladder
+from kopt.search.project import Project, opened
 from kopt.search.space import Space
+from kopt.search.study import plain
 
 
 class TunerSearchCV(BaseSearchCV):
-    """Searches hyperparameters by cross-validation: a grid, at random, or by KerasTuner's Gaussian process.
+    """Searches hyperparameters by cross-validation: a grid, at random, by a Gaussian process, or by halving.
 
     It is a scikit-learn search, like GridSearchCV, and has the same attributes after `fit`. It takes any
     estimator, pipelines and Keras networks among them, and can itself be cross-validated.
@@ -32,24 +40,51 @@ class TunerSearchCV(BaseSearchCV):
             from one: parameters that only make sense together go into a dict of their own.
         method: `"bayesian"` lets a Gaussian process propose from the scores so far; `"random"` tries the
             candidates of RandomizedSearchCV; `"grid"` tries all, those of GridSearchCV, and takes lists
-            only. None tries a candidate twice: a finite space is exhausted once, then the search ends.
-        n_iter: the number of candidates to try. A grid is searched whole, whatever `n_iter`.
+            only. `"hyperband"` and `"asha"` give many random candidates a small budget and the best of them
+            more. None tries a candidate twice: a finite space is exhausted once, then the search ends.
+        n_iter: the number of candidates to try. A grid is searched whole and the brackets of Hyperband have
+            their sizes, whatever `n_iter`.
         scoring: as in GridSearchCV: None, a name, a callable, or several as a list or dict.
-        n_jobs: the number of fits at a time, over candidates and folds. With `"bayesian"`, as many
-            candidates are proposed at a time as there are jobs, so more jobs mean less informed proposals.
-        refit: as in GridSearchCV. With several metrics its name also leads a `"bayesian"` search.
+        n_jobs: the number of fits at a time, over candidates and folds. Methods that learn propose as many
+            candidates at a time as there are jobs, so more jobs mean less informed proposals.
+        refit: as in GridSearchCV. With several metrics its name also leads a search that learns. Where kopt's
+            estimators stopped early, the final fit stops at the median of the folds' best epochs, and trains
+            on all rows: see `refit_epochs_`.
         cv: as in GridSearchCV. Every candidate meets the same folds, also when `cv` shuffles.
         verbose: 1 shows a progress bar with the best score so far, 2 and more scikit-learn's lines.
         pre_dispatch: as in GridSearchCV.
-        random_state: an int makes the candidates reproducible; independent of `n_jobs` except for
-            `"bayesian"`.
+        random_state: an int makes the candidates reproducible; independent of `n_jobs` except for methods
+            that learn.
         error_score: the score of a fit that fails, or `"raise"`. The search goes on after a candidate all of
             whose fits fail, and raises if there is no other.
         return_train_score: as in GridSearchCV.
+        resource: for `"hyperband"` and `"asha"` the name of the integer parameter that is the budget, such as
+            `"epochs"` or `"kerasclassifier__epochs"`, `"max_iter"`, `"n_estimators"`. By default the `epochs`
+            of the kopt estimator within. A kopt estimator goes on from where it was when it gets a larger
+            budget, to the same weights as if trained at once; others are fitted anew.
+        min_resources: the smallest budget.
+        max_resources: the largest budget; by default the parameter's value in `estimator`.
+        factor: by how much budgets grow, and candidates become fewer.
+        directory: a folder that keeps every result as soon as it is there. The same search, run again after
+            whatever end, goes on from there to the same results; several processes, on machines that share
+            the folder, may run it at the same time and share the work.
+        resume: whether to go on with a search that `directory` holds; if not, it is removed.
+        heartbeat: the number of seconds without a sign of life after which another worker takes over what one
+            on another machine began.
+        time_limit: the number of seconds after which no further fit begins; what is not complete is left out.
+        n_iter_no_change: the number of candidates without a better score after which the search ends; None
+            for no such end.
+        constraint: a function that takes an estimator with a candidate's parameters, not fitted, and says
+            whether to try it. A candidate that is refused scores NaN, and methods that learn avoid its like.
+
+    Attributes:
+        refit_epochs_: the number of epochs of the final fit of each estimator that stopped early on the folds,
+            by the name of its parameter; empty where none did.
 
     Raises:
         TypeError: `param_distributions` has the wrong form, or a distribution does not suit the method.
-        ValueError: an argument is out of its range, a parameter does not exist, or all fits failed.
+        ValueError: an argument is out of its range, a parameter does not exist, all fits failed, or
+            `directory` holds another search.
 
     Example:
         >>> from scipy.stats import loguniform
@@ -76,6 +111,16 @@ class TunerSearchCV(BaseSearchCV):
         random_state=None,
         error_score: float | str = np.nan,
         return_train_score=False,
+        resource=None,
+        min_resources=1,
+        max_resources=None,
+        factor=3,
+        directory=None,
+        resume=True,
+        heartbeat=60.0,
+        time_limit=None,
+        n_iter_no_change=None,
+        constraint=None,
     ):
         super().__init__(
             estimator=estimator,
@@ -92,165 +137,182 @@ class TunerSearchCV(BaseSearchCV):
         self.method = method
         self.n_iter = n_iter
         self.random_state = random_state
+        self.resource = resource
+        self.min_resources = min_resources
+        self.max_resources = max_resources
+        self.factor = factor
+        self.directory = directory
+        self.resume = resume
+        self.heartbeat = heartbeat
+        self.time_limit = time_limit
+        self.n_iter_no_change = n_iter_no_change
+        self.constraint = constraint
 
-    def _run_search(self, evaluate_candidates):
-        """Asks, evaluates and tells until the engine has no more to ask."""
-        space = self._check()
-        engine = make_engine(self.method, space, self.param_distributions, self.n_iter, self.random_state)
-        with_bar, jobs = self.verbose == 1, effective_n_jobs(self.n_jobs)
-        size = jobs if engine.learns else 4 * jobs if with_bar else engine.total
-        # Folds given one by one are the same for all batches as it is.
-        folds = None if isinstance(self.cv, Iterable) else _SameFolds(self.cv, is_classifier(self.estimator))
-        self._ledger = ledger = _Ledger()
-        verbose, self.verbose = self.verbose, 0 if with_bar else self.verbose  # 1 is a line for every batch
-        try:
-            with _progress(with_bar, engine.total) as show:
-                while batch := engine.ask(size):
-                    params = [suggestion.params for suggestion in batch]
-                    try:
-                        ledger.results = evaluate_candidates(params, cv=folds)
-                    except ValueError as error:
-                        if not str(error).startswith("\nAll the "):
-                            raise
-                        self._keep_failures(params, error)
-                    ledger.length += len(batch)
-                    scores = self._scores(engine.learns)
-                    for suggestion, score in zip(batch, scores[-len(batch) :], strict=True):
-                        engine.tell(suggestion.id, score)
-                    show(scores)
-        finally:
-            self.verbose = verbose
-            del self._ledger
-        ledger.conclude()
+    @_fit_context(prefer_skip_nested_validation=False)
+    def fit(self, X, y=None, **params):
+        """Searches, and fits the best candidate to all rows.
+
+        Args:
+            X: rows.
+            y: targets, or None.
+            **params: for the estimator's `fit`, the scorer and the splitter, as in GridSearchCV.
+        """
+        scorers, metric = self._get_scorers()
+        X, y = indexable(X, y)
+        params = _check_method_params(X, params=params)
+        routed = self._get_routed_params_for_fit(params)
+        plan = self._check()
+        folds = self._draw_folds(X, y, routed.splitter.split)
+        self.n_splits_ = len(folds)
+        tasks = Tasks(self, X, y, params, bool(self.refit))
+        with self._project((X, y, params), folds) as project, tasks.search():
+            options = dict(
+                scorer=scorers,
+                fit_params=routed.estimator.fit,
+                score_params=routed.scorer.score,
+                return_train_score=self.return_train_score,
+                return_n_test_samples=True,
+                return_times=True,
+                error_score=self.error_score,
+                verbose=self.verbose if self.verbose > 1 else 0,
+            )
+            trials = Course(self, plan, project, X, y, options, tasks).run()
+        self._conclude(trials, metric, plan.ladder)
+        if self.refit:
+            self._refit(X, y, routed.estimator.fit, tasks)
+        self.scorer_ = scorers._scorers if isinstance(scorers, _MultimetricScorer) else scorers
+        tasks.end()
+        return self
+
+    def _draw_folds(self, X, y, split_params):
+        """The folds, drawn once: a splitter that shuffles gives others each time."""
+        splitter = check_cv(self.cv, y, classifier=is_classifier(self.estimator))
+        folds = list(splitter.split(X, y, **split_params))
+        if len(folds) != (n := splitter.get_n_splits(X, y, **split_params)):
+            raise ValueError(
+                f"cv.split and cv.get_n_splits return inconsistent results. Expected {n} splits, got {len(folds)}"
+            )
+        return folds
+
+    def _project(self, data, folds):
+        """What the search works with: in memory, or in a folder."""
+        if self.directory is None:
+            return contextlib.nullcontext(Project(folds, self.random_state))
+        seed = self.random_state
+        if not isinstance(seed, Integral):
+            seed = int(check_random_state(seed).randint(2**31 - 1))
+        return opened(self.directory, self._settings(data), folds, seed, resume=self.resume, heartbeat=self.heartbeat)
+
+    def _settings(self, data):
+        """Everything that decides what the search finds, as text."""
+        free = {"n_jobs", "pre_dispatch", "verbose", "refit", "directory", "resume", "heartbeat", "time_limit"}
+        params = {name: value for name, value in self.get_params(deep=False).items() if name not in free}
+        estimator = params.pop("estimator")
+        params |= {f"estimator__{name}": value for name, value in estimator.get_params().items()}
+        texts = {name: plain(value) for name, value in params.items()}
+        leader = self.refit if isinstance(self.refit, str) else None
+        return {**texts, "estimator": plain(type(estimator)), "leading metric": plain(leader), "data": hash(data)}
+
+    def _conclude(self, trials, metric, ladder):
+        """Sets what GridSearchCV has: the table, and what is best in it."""
+        fits = [fit for trial in trials for _, fit in sorted(trial.fits.items())]
+        if not fits:
+            raise ValueError("TunerSearchCV: time_limit and constraint must leave candidates to try, got none.")
+        out = [{name: value for name, value in fit.items() if name != "best_epochs"} for fit in fits]
+        _warn_or_raise_about_fit_failures(out, self.error_score)
+        if callable(self.scoring):
+            _insert_error_scores(out, self.error_score)
+        budgets = {"n_resources": [trial.suggestion.budget for trial in trials]} if ladder else None
+        params = [trial.suggestion.params for trial in trials]
+        self.cv_results_ = self._format_results(params, self.n_splits_, out, budgets)
+        first = out[0]["test_scores"]
+        self.multimetric_ = isinstance(first, dict)
+        if callable(self.scoring) and self.multimetric_:
+            self._check_refit_for_multimetric(first)
+            metric = self.refit
+        if self.refit or not self.multimetric_:
+            self.best_index_ = self._select_best_index(self.refit, metric, self.cv_results_)
+            if not callable(self.refit):
+                self.best_score_ = self.cv_results_[f"mean_test_{metric}"][self.best_index_]
+            self.best_params_ = params[self.best_index_]
+            best = trials[self.best_index_].fits.values()
+            self.refit_epochs_ = refit_epochs(list(best))
+
+    @staticmethod
+    def _select_best_index(refit, refit_metric, results):
+        """As scikit-learn; where there are budgets, among those candidates only that got the largest."""
+        if callable(refit) or "n_resources" not in results:
+            return BaseSearchCV._select_best_index(refit, refit_metric, results)
+        scores, budgets = results[f"mean_test_{refit_metric}"], results["n_resources"]
+        finite = np.isfinite(scores)
+        largest = budgets == budgets[finite].max(initial=budgets.min())
+        return int(np.argmax(np.where(finite & largest, scores, -np.inf)))
+
+    def _refit(self, X, y, fit_params, tasks):
+        best = clone(self.estimator).set_params(**clone(self.best_params_, safe=False))
+        for name, epochs in self.refit_epochs_.items():
+            prefix = f"{name}__" if name else ""
+            best.set_params(**{f"{prefix}epochs": epochs, f"{prefix}early_stopping": False})
+        self.best_estimator_ = best
+        with tasks.refit(best):
+            began = time.time()
+            best.fit(X, **fit_params) if y is None else best.fit(X, y, **fit_params)
+            self.refit_time_ = time.time() - began
+        if hasattr(best, "feature_names_in_"):
+            self.feature_names_in_ = best.feature_names_in_
 
     def _check(self):
-        """Refuses wrong arguments before any fit, and returns the space."""
+        """Refuses wrong arguments before any fit, and returns the plan of the search."""
         check_choice(self, METHODS, method=self.method)
+        check_choice(self, (True, False), resume=self.resume)
         check_range(self, "[1, inf)", kind=Integral, n_iter=self.n_iter)
-        if self.method == "bayesian" and isinstance(self.scoring, list | tuple | dict):
-            self._require_leading_metric(isinstance(self.refit, str))
+        check_range(self, "(0, inf)", heartbeat=self.heartbeat)
+        if self.time_limit is not None:
+            check_range(self, "(0, inf)", time_limit=self.time_limit)
+        if self.n_iter_no_change is not None:
+            check_range(self, "[1, inf)", kind=Integral, n_iter_no_change=self.n_iter_no_change)
+        if self.constraint is not None and not callable(self.constraint):
+            raise TypeError(f"TunerSearchCV: constraint must be a function or None, got {self.constraint!r}.")
         space = Space(self.param_distributions, self.method)
+        self._check_names(space)
+        return Plan(space, self._ladder(space) if self.method in HALVING else None)
+
+    def _check_names(self, space):
         for scope in space.scopes:
             candidate = clone(self.estimator)
             for name in sorted(scope, key=lambda name: name.count("__")):  # a step before its parameters
                 try:
                     candidate.set_params(**{name: clone(scope[name].example, safe=False)})
                 except (AttributeError, TypeError, ValueError) as error:
+                    near = difflib.get_close_matches(name, candidate.get_params(), n=3)
+                    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else " Its get_params() lists them."
                     raise ValueError(
                         f"TunerSearchCV: param_distributions must name parameters of "
-                        f"{type(self.estimator).__name__}, got {name!r}. Its get_params() lists them."
+                        f"{type(self.estimator).__name__}, got {name!r}.{hint}"
                     ) from error
-        return space
 
-    def _require_leading_metric(self, there_is_one):
-        if not there_is_one:
+    def _ladder(self, space):
+        """The budgets of a method that halves."""
+        params = self.estimator.get_params()
+        resource = self.resource
+        if resource is None:
+            owners = {"": self.estimator, **params}
+            found = [
+                f"{name}__epochs".removeprefix("__") for name, each in owners.items() if hasattr(each, "_go_on_at")
+            ]
+            if len(found) != 1:
+                raise ValueError(
+                    f"TunerSearchCV: resource must name the parameter that is the budget where the estimator holds "
+                    f"{len(found)} Keras estimators and method={self.method!r}, got None."
+                )
+            (resource,) = found
+        if resource not in params or any(resource in scope for scope in space.scopes):
             raise ValueError(
-                "TunerSearchCV: refit must name the metric that leads the search where method='bayesian' and "
-                f"there are several, got {self.refit!r}."
+                f"TunerSearchCV: resource must be a parameter of {type(self.estimator).__name__} that is not in "
+                f"param_distributions, got {resource!r}."
             )
-
-    def _scores(self, needed):
-        """The score of every candidate so far; NaN where several metrics have no leader and none is needed."""
-        ledger = self._ledger
-        if not ledger.results:
-            return np.full(ledger.length, self.error_score)
-        columns = [f"mean_test_{self.refit}", "mean_test_score"]
-        column = next((column for column in columns if column in ledger.results), None)
-        if needed:
-            self._require_leading_metric(column)
-        return ledger.results[column] if column else np.full(ledger.length, np.nan)
-
-    def _keep_failures(self, params, error):
-        """Notes a batch in which every fit failed; scikit-learn raises there and keeps no trace of it."""
-        ledger = self._ledger
-        ledger.error = error
-        ledger.failed.update(enumerate(params, start=ledger.length))
-        if ledger.results:  # scikit-learn holds the same dict, and returns it in the end
-            ledger.results.update(self._format_results(*ledger.table))
-
-    def _format_results(self, candidate_params, n_splits, out, more_results=None):
-        """As scikit-learn, with the failed batches in their places, and its warnings kept for the end."""
-        ledger = self._ledger
-        ledger.table = candidate_params, n_splits, out, more_results
-        params, fits = list(candidate_params), list(out)
-        for row, candidate in ledger.failed.items():
-            params.insert(row, candidate)
-            fits[row * n_splits : row * n_splits] = [_failed(out[0], self.error_score)] * n_splits
-        with warnings.catch_warnings(record=True) as ledger.remarks:
-            warnings.simplefilter("always")
-            return super()._format_results(params, n_splits, fits, more_results)
-
-
-@dataclass
-class _Ledger:
-    """What a search notes while it runs.
-
-    Attributes:
-        length: the number of candidates evaluated.
-        results: the table of results as scikit-learn last returned it, empty before the first success.
-        failed: the candidates of batches in which every fit failed, by row of the table.
-        error: what scikit-learn said of the last such batch.
-        table: the arguments of the last `_format_results`.
-        remarks: the warnings about the last table.
-    """
-
-    length: int = 0
-    results: dict = field(default_factory=dict)
-    failed: dict = field(default_factory=dict)
-    error: ValueError | None = None
-    table: tuple = ()
-    remarks: list = field(default_factory=list)
-
-    def conclude(self):
-        """Says once, at the end, what was wrong; raises if nothing was right."""
-        if self.error and not self.results:
-            raise self.error
-        if self.failed:
-            warnings.warn(
-                f"TunerSearchCV: every fit failed for {len(self.failed)} of {self.length} candidates. "
-                f"The last of them:{self.error}",
-                FitFailedWarning,
-                stacklevel=4,
-            )
-        for remark in self.remarks:
-            warnings.warn(remark.message, stacklevel=4)
-
-
-class _SameFolds:
-    """The folds of a splitter, drawn once: otherwise one that shuffles gives every batch folds of its own."""
-
-    def __init__(self, cv, classifier):
-        self._cv, self._classifier, self._folds = cv, classifier, None
-
-    def split(self, X, y=None, **params):
-        if self._folds is None:
-            splitter = check_cv(self._cv, y, classifier=self._classifier)
-            self._folds = list(splitter.split(X, y, **params))
-        return self._folds
-
-
-def _failed(fit, error_score):
-    """What this fit would have reported, had it failed; its times are unknown."""
-    scores = {key: fit[key] for key in ("test_scores", "train_scores") if key in fit}
-    for key, score in scores.items():
-        scores[key] = dict.fromkeys(score, error_score) if isinstance(score, dict) else error_score
-    return {**fit, **scores, "fit_time": math.nan, "score_time": math.nan}
-
-
-@contextlib.contextmanager
-def _progress(visible, total):
-    """Yields a function that shows the scores so far."""
-    if not visible:
-        yield lambda scores: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, speed_estimate_period=math.inf) as bar:  # a candidate may take longer than 30 s
-        task = bar.add_task("candidates", total=total)
-
-        def show(scores):
-            best = max(filter(math.isfinite, scores), default=math.nan)
-            bar.update(task, completed=len(scores), description=f"candidates, best score {best:.4g}")
-
-        yield show
+        high = params[resource] if self.max_resources is None else self.max_resources
+        check_range(self, "[1, inf)", kind=Integral, max_resources=high)
+        check_range(self, f"[1, {high}]", kind=Integral, min_resources=self.min_resources)
+        check_range(self, "[2, inf)", kind=Integral, factor=self.factor)
+        return Ladder(resource, self.min_resources, high, self.factor)

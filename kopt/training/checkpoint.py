@@ -1,7 +1,6 @@
 """A callback that saves where a fit stands, and goes on from there to bitwise the same weights."""
 
 import json
-import os
 import pathlib
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 
 from kopt._checks import check_choice
 from kopt.training import loop
+from kopt.training.files import read_as, write_arrays
 from kopt.training.model import Model
 from kopt.training.state import Regular, arrays_of, restore, variables_of
 
@@ -111,14 +111,8 @@ class Checkpoint(Regular):
         kept = {"variables": arrays_of(variables_of(self.model)), "metrics": arrays_of(self.model.metrics_variables)}
         about: dict[str, Any] = dict(format=FORMAT, progress=where, history=_plain(history), epochs=epochs)
         about["variables"] = [_spec(variable) for variable in variables_of(self.model)]
-        arrays: Any = {f"{kind}/{i}": _bits(x) for kind, each in kept.items() for i, x in enumerate(each)}
-        arrays["about"] = np.array(json.dumps(about))
-        beside = self.path.with_name(self.path.name + ".partial")
-        with open(beside, "wb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, self.path)
+        arrays: Any = {f"{kind}/{i}": x for kind, each in kept.items() for i, x in enumerate(each)}
+        write_arrays(self.path, arrays | {"about": np.array(json.dumps(about))})
 
     def _read(self):
         with np.load(self.path, allow_pickle=False) as file:
@@ -127,7 +121,7 @@ class Checkpoint(Regular):
                 raise ValueError(f"Checkpoint: {self.path} must be a file that Checkpoint wrote. Choose another path.")
             variables = variables_of(self.model)
             self._check_variables(about["variables"], [_spec(variable) for variable in variables])
-            restore(variables, [_values(file[f"variables/{i}"], v) for i, v in enumerate(variables)])
+            restore(variables, [read_as(file[f"variables/{i}"], a.dtype) for i, a in enumerate(arrays_of(variables))])
             within = about["progress"]["step"] > 0
             self._metrics = [file[name] for name in file.files if name.startswith("metrics/") and within]
         for name, value in about["progress"].items():
@@ -154,17 +148,6 @@ class Checkpoint(Regular):
 
 def _spec(variable):
     return [variable.path, list(variable.shape), str(variable.dtype)]
-
-
-def _bits(array):
-    """An array in a type that numpy itself knows: bfloat16 it does not."""
-    return array.view(f"u{array.dtype.itemsize}") if array.dtype.kind == "V" else array
-
-
-def _values(array, variable):
-    """The inverse of `_bits`."""
-    dtype = arrays_of([variable])[0].dtype
-    return array.view(dtype) if dtype.kind == "V" else array
 
 
 def _plain(history):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import random
 import threading
 import weakref
@@ -18,6 +19,7 @@ from kopt._forks import check_fork
 from kopt.distribute import strategy as distributed
 from kopt.optimizers import Optimizer
 from kopt.training import cache
+from kopt.training.files import read_as, write_arrays
 from kopt.training.followers import All, Course
 from kopt.training.program import predictions, program, weights
 from kopt.training.several import Joined, apart
@@ -124,6 +126,22 @@ class Network:
                 f"{given}, got a model with {shapes}. Set warm_start=False."
             )
         self._state[: self._n_weights] = weights
+
+    def keep(self, path):
+        """Writes where training stands to a file, for `go_on`."""
+        about = {"history": self.history, "order": self._rng.bit_generator.state}
+        arrays: Any = {str(i): array for i, array in enumerate(self._state)}
+        write_arrays(path, arrays | {"about": np.array(json.dumps(about))})
+
+    def go_on(self, path):
+        """Goes on from a file of `keep`, to the bit, if there is one; returns how many epochs it has."""
+        if not path.exists():
+            return 0
+        with np.load(path) as file:
+            about = json.loads(str(file["about"]))
+            self._state = [read_as(file[str(i)], own.dtype) for i, own in enumerate(self._state)]
+        self.history, self._rng.bit_generator.state = about["history"], about["order"]
+        return len(self.history["loss"])
 
     def at(self, state):
         """Returns this network with other arrays for weights and optimizer, in the order of `Program.variables`."""

@@ -142,7 +142,6 @@ def test_folds_may_be_given_one_by_one(verbose):
     assert_same_results(search.fit(X, y).cv_results_, reference.fit(X, y).cv_results_)
 
 
-# A bar makes batches of four: the first and the last fail whole.
 FAILING = [
     {"fails": [True], "x": [0.0, 0.1, 0.2, 0.3]},
     {"fails": [False], "x": [0.0, 0.1, 0.2, 0.9]},
@@ -169,10 +168,8 @@ def test_failed_batches_keep_their_rows(error_score, several):
     for key in theirs.cv_results_:
         np.testing.assert_array_equal(ours.cv_results_[key], theirs.cv_results_[key])
     assert ours.best_index_ == theirs.best_index_ == 6
-    assert len([w for w in caught if w.category is FitFailedWarning]) == 1
-    assert "every fit failed for 9 of 13 candidates" in str(caught[0].message)
-    assert "told to fail" in str(caught[0].message)
-    assert [str(w.message) for w in caught[1:]] == [str(w.message) for w in expected[1:]]
+    assert caught[0].category is FitFailedWarning
+    assert [str(w.message) for w in caught] == [str(w.message) for w in expected]
 
 
 def test_the_oracle_goes_on_after_failures():
@@ -198,7 +195,7 @@ def test_all_fits_failing_raises(method):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"method": "hyperband"}, ValueError, "method must be one of 'grid', 'random', 'bayesian', got 'hyperband'."),
+        ({"method": "genetic"}, ValueError, "method must be one of 'grid', 'random', .*, got 'genetic'."),
         ({"n_iter": 0}, ValueError, r"n_iter must be an integer in \[1, inf\), got 0."),
         ({"n_iter": 2.5}, TypeError, r"n_iter must be an integer in \[1, inf\), got 2.5."),
         ({"param_distributions": {"deep": [1]}}, ValueError, "parameters of DecisionTreeClassifier, got 'deep'."),
@@ -208,7 +205,7 @@ def test_all_fits_failing_raises(method):
     ],
 )
 def test_wrong_arguments_are_refused_before_any_fit(arguments, error, message, monkeypatch):
-    monkeypatch.setattr("sklearn.model_selection._search._fit_and_score", lambda *args, **kwargs: pytest.fail("fitted"))
+    monkeypatch.setattr("kopt.search.evaluation._fit_and_score", lambda *args, **kwargs: pytest.fail("fitted"))
     with pytest.raises(error, match=f"^TunerSearchCV: .*{message}"):
         TunerSearchCV(TREE, **{"param_distributions": GRID, "method": "random"} | arguments).fit(X, y)
 

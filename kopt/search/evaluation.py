@@ -1,0 +1,86 @@
+"""One fit of a search: a candidate on a fold."""
+
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.base import clone
+from sklearn.model_selection._validation import _fit_and_score
+
+
+class Rungs(NamedTuple):
+    """Where the networks of a search that goes on in rungs are kept.
+
+    Attributes:
+        resource: the parameter that takes the budget.
+        directory: of the files.
+    """
+
+    resource: str
+    directory: pathlib.Path
+
+    def path(self, candidate, fold):
+        """The file of a candidate's network on a fold."""
+        return self.directory / f"{candidate}-{fold}.npz"
+
+    def discard(self, candidate, n_splits):
+        """Removes what a candidate needs no longer."""
+        for fold in range(n_splits):
+            self.path(candidate, fold).unlink(missing_ok=True)
+
+    def attach(self, estimator, path):
+        """Makes the estimator with the resource go on from a file and leave one, if it can.
+
+        kopt's estimators can; they, and all others, train from the beginning where they stop early or have callbacks,
+        whose state no file has. The result is the same, later.
+        """
+        owner = estimator.get_params()[self.resource.rpartition("__")[0]] if "__" in self.resource else estimator
+        if hasattr(owner, "_go_on_at") and not (owner.early_stopping or owner.callbacks):
+            owner._go_on_at = path
+
+
+def evaluate(suggestion, fold, estimator, X, y, split, *, options, rungs=None, journal=None):
+    """Fits a candidate on a fold, scores it, and writes the result to the journal.
+
+    Args:
+        suggestion: the `Suggestion`.
+        fold: its number.
+        estimator: a clone.
+        X: all rows.
+        y: their targets.
+        split: the fold's rows to train on, and to score on.
+        options: of scikit-learn's `_fit_and_score`.
+        rungs: a `Rungs`, where candidates are suggested again with larger budgets.
+        journal: a `Journal`, or None.
+
+    Returns:
+        The dictionary of `_fit_and_score`, and `"best_epochs"`: see `best_epochs`.
+    """
+    params = suggestion.params
+    if rungs:
+        estimator.set_params(**clone(params, safe=False))
+        rungs.attach(estimator, rungs.path(suggestion.candidate, fold))
+        params = {rungs.resource: suggestion.budget}
+    result = _fit_and_score(
+        estimator, X, y, train=split[0], test=split[1], parameters=params, return_estimator=True, **options
+    )
+    result["best_epochs"] = best_epochs(result.pop("estimator"))
+    if journal:
+        journal.write({"fit": suggestion.id, "fold": fold, "result": result})
+    return result
+
+
+def best_epochs(estimator):
+    """The best epoch, from 1, of every kopt estimator within that stopped early, by its parameter's name."""
+    parts = {"": estimator, **estimator.get_params()}
+    return {
+        name: int(np.argmax(part.validation_scores_)) + 1
+        for name, part in parts.items()
+        if getattr(part, "early_stopping", False) is True and getattr(part, "validation_scores_", None)
+    }
+
+
+def refit_epochs(fits):
+    """The median of the best epochs over folds, for each estimator that stopped early in all of them."""
+    names = set.intersection(*(set(fit["best_epochs"]) for fit in fits)) if fits else set()
+    return {name: round(float(np.median([fit["best_epochs"][name] for fit in fits]))) for name in sorted(names)}
