@@ -74,6 +74,7 @@ class Course:
                 if batch := self.study.ask(size):
                     self._work(batch, parallel)
                 elif self.study.is_over:
+                    self._discard({trial.suggestion.candidate for trial in self.study.trials.values()})
                     break
                 else:
                     time.sleep(PAUSE)
@@ -146,10 +147,14 @@ class Course:
                 break
             self.study.tell(trial, self._score(trial) if trial in allowed else math.nan)
             self._show()
+        self._discard(self.engine.retired)
+
+    def _discard(self, candidates):
+        """Removes the networks of candidates that need them no longer."""
         if self._rungs:
-            for candidate in self.engine.retired - self._gone:
+            for candidate in candidates - self._gone:
                 self._rungs.discard(candidate, len(self.project.folds))
-            self._gone = self.engine.retired
+            self._gone |= candidates
 
     def _score(self, trial):
         """The mean of the leading metric over folds; NaN where there are several, none leads, and none has to."""
