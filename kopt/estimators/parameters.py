@@ -100,7 +100,7 @@ class Parameters(BaseEstimator):
     def _validate_params(self):
         """Checks all parameters; TensorFlow is imported only for those of Keras's objects, and makes no tensor."""
         super()._validate_params()
-        self._model_to_build(**dict.fromkeys(self._facts))
+        self._check_routed_names()
         self._check_scoring()
         network = {f"model__{name}": value for name, value in self._routed("model__").items()}
         if self.model is None:
@@ -113,7 +113,7 @@ class Parameters(BaseEstimator):
         activation = network.get("model__activation") if self.model is None else None
         if self.optimizer is not None or self._routed("optimizer__") or isinstance(self.loss or activation, str):
             require_tensorflow(type(self).__name__)
-            self._check_optimizer()
+            self._check_optimizer_values()
             self._check_loss()
             self._check_activation(activation)
         if self.callbacks is not None or self._routed("callbacks__"):
@@ -129,16 +129,24 @@ class Parameters(BaseEstimator):
                     f"{hint(name, known)}"
                 )
 
-    def _check_optimizer(self):
+    def _check_routed_names(self):
+        """Checks that the network and the optimizer have the parameters that they are given."""
+        self._model_to_build(**dict.fromkeys(self._facts))
+        if routed := self._routed("optimizer__"):
+            require_tensorflow(type(self).__name__)
+            kind, inside = self._optimizer_kind()
+            known = list(dict.fromkeys([*known_of(kind), *inside]))
+            for name in routed:
+                if name not in known:
+                    self._refuse("optimizer__", name, kind.__name__, [each for each in known if each != "name"])
+
+    def _check_optimizer_values(self):
         from kopt.optimizers import Optimizer
         from kopt.optimizers.hyperparameters import RANGES
 
-        kind, inside = self._optimizer_kind()
+        kind, _ = self._optimizer_kind()
         own = known_of(kind)
         for name, value in self._routed("optimizer__").items():
-            if name not in own and name not in inside:
-                known = dict.fromkeys([*own, *inside])
-                self._refuse("optimizer__", name, kind.__name__, [each for each in known if each != "name"])
             with invalid(f"{type(self).__name__}: optimizer__{name}: "):
                 if name in own and issubclass(kind, Optimizer):
                     kind.check_argument(name, value)

@@ -290,6 +290,9 @@ class TunerSearchCV(BaseSearchCV):
                         f"TunerSearchCV: param_distributions must name parameters of "
                         f"{type(self.estimator).__name__}, got {name!r}.{hint}"
                     ) from error
+            for part in (candidate, *candidate.get_params().values()):
+                if hasattr(part, "_check_routed_names"):  # kopt's estimators take any name after optimizer__
+                    part._check_routed_names()
 
     def _ladder(self, space):
         """The budgets of a method that halves."""
