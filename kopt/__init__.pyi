@@ -106,6 +106,7 @@ from .optimizers import Yogi as Yogi
 from .optimizers import cite as cite
 from .optimizers import layerwise_decay as layerwise_decay
 from .search import TunerSearchCV as TunerSearchCV
+from .search.gaussian_process_oracle import GaussianProcessOracle as GaussianProcessOracle
 from .training.checkpoint import Checkpoint as Checkpoint
 from .training.finite import StopAtNonFinite as StopAtNonFinite
 from .training.minimize import minimize as minimize

@@ -84,10 +84,10 @@ def make_engine(method, space, param_distributions, n_iter, random_state, ladder
 
         return Hyperband(ladder, lambda n: map(space.params, space.draws(n, random_state, set())))
     total = min(n_iter, space.size)
-    if method == "bayesian":
-        from kopt.search.oracles import BayesianOracle, KerasTunerEngine
+    if method == "bayesian" or not isinstance(method, str):
+        from kopt.search.oracles import KerasTunerEngine, make_oracle
 
-        return KerasTunerEngine(BayesianOracle(space, total, random_state), space)
+        return KerasTunerEngine(make_oracle(method, space, total, random_state), space, total)
     draws = map(space.params, itertools.islice(space.draws(total, random_state, set()), total))
     if method == "random":
         return FixedEngine(draws, total)

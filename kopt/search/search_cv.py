@@ -41,7 +41,9 @@ class TunerSearchCV(BaseSearchCV):
         method: `"bayesian"` lets a Gaussian process propose from the scores so far; `"random"` tries the
             candidates of RandomizedSearchCV; `"grid"` tries all, those of GridSearchCV, and takes lists
             only. `"hyperband"` and `"asha"` give many random candidates a small budget and the best of them
-            more. None tries a candidate twice: a finite space is exhausted once, then the search ends.
+            more. A `keras_tuner.Oracle` proposes what it proposes; its hyperparameters and number of trials
+            are those of the search. None tries a candidate twice: a finite space is exhausted once, then the
+            search ends.
         n_iter: the number of candidates to try. A grid is searched whole and the brackets of Hyperband have
             their sizes, whatever `n_iter`.
         scoring: as in GridSearchCV: None, a name, a callable, or several as a list or dict.
@@ -263,7 +265,8 @@ class TunerSearchCV(BaseSearchCV):
 
     def _check(self):
         """Refuses wrong arguments before any fit, and returns the plan of the search."""
-        check_choice(self, METHODS, method=self.method)
+        if isinstance(self.method, str) or not hasattr(self.method, "populate_space"):
+            check_choice(self, METHODS, method=self.method)
         check_choice(self, (True, False), resume=self.resume)
         check_range(self, "[1, inf)", kind=Integral, n_iter=self.n_iter)
         check_range(self, "(0, inf)", heartbeat=self.heartbeat)

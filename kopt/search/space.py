@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from sklearn.model_selection import ParameterSampler
 # Repeats in a row after which a space with discrete distributions counts as exhausted. Lists are exact.
 PATIENCE = 1000
 SCOPE = "scope"
+FEW = 1000
+"""Discrete distributions of no more values are listed for an oracle."""
 
 
 class Dimension(ABC):
@@ -53,7 +56,9 @@ class _Listed(Dimension):
         self.example = values[0]
 
     def declare(self, hyperparameters, key):
-        hyperparameters.Choice(key, list(self.sampled))
+        numbers = all(isinstance(value, Real) and not isinstance(value, bool) for value in self.values)
+        codes = sorted(self.sampled, key=lambda code: self.values[code]) if numbers else list(self.sampled)
+        hyperparameters.Choice(key, codes, ordered=numbers)
 
     def value(self, code):
         return self.values[code]
@@ -78,18 +83,26 @@ class _Drawn(Dimension):
         self.discrete = hasattr(distribution, "pmf")
         low, high = distribution.support() if self.discrete else (0, math.inf)
         self.size = int(high - low) + 1 if math.isfinite(high - low) else math.inf
+        self._values = range(int(low), int(high) + 1) if self.size <= FEW else None
 
     def declare(self, hyperparameters, key):
-        hyperparameters.Float(key, 0.0, 1.0, default=0.5)
+        if self._values:
+            hyperparameters.Choice(key, list(self._values), ordered=True)
+        else:
+            hyperparameters.Float(key, 0.0, 1.0, default=0.5)
 
     def value(self, code):
         return code
 
     def coordinate(self, code):
+        if self._values:
+            return int(code)
         step = self.sampled.pmf(code) if self.discrete else 0.0
         return float(self.sampled.cdf(code) - step / 2)
 
     def code(self, coordinate):
+        if self._values:
+            return coordinate
         value = self.sampled.ppf(min(max(coordinate, 1e-9), 1 - 1e-9))
         return int(value) if self.discrete else float(value)
 

@@ -4,11 +4,8 @@ import math
 import os
 import warnings
 
-import numpy as np
 import pytest
 from scipy import stats
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import Matern
 
 from kopt.search.engines import make_engine
 from kopt.search.space import Space
@@ -90,7 +87,7 @@ def test_failures_count_as_the_worst_score():
     engine = make_engine("bayesian", Space(SQUARE, "bayesian"), SQUARE, 9, 0)
     for suggestion, score in zip(engine.ask(4), [math.nan, -3.0, math.inf, -7.0], strict=True):
         engine.tell(suggestion.id, score)
-    assert [trial.score for trial in engine.oracle.trials.values()] == [-7.0, -3.0, -7.0, -7.0]
+    assert engine.oracle._observations()[1].tolist() == [-7.0, -3.0, -7.0, -7.0]
 
 
 def test_a_batch_is_of_different_candidates():
@@ -119,32 +116,37 @@ def test_the_oracle_is_quiet_and_writes_nothing(tmp_path, monkeypatch, capfd):
     assert "".join(capfd.readouterr()) == ""
 
 
-def test_the_quick_process_is_scikit_learns():
-    from kopt.search.oracles import _Process
-
-    rng = np.random.RandomState(0)
-    X, new = rng.rand(15, 3), rng.rand(6, 3)
-    y = np.sin(3 * X).sum(axis=1) * 4 + 9
-    settings = dict(kernel=Matern(0.5, nu=2.5), optimizer=None, normalize_y=True, alpha=1e-4, random_state=0)
-    quick, reference = _Process(**settings), GaussianProcessRegressor(**settings)
-    for a, b in zip(quick.predict(new, return_std=True), reference.predict(new, return_std=True), strict=True):
-        np.testing.assert_allclose(a, b)
-    quick.fit(X, y), reference.fit(X, y)
-    for a, b in zip(quick.predict(new, return_std=True), reference.predict(new, return_std=True), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-6)
-    np.testing.assert_allclose(quick.predict(new), reference.predict(new))
-
-
-def test_the_oracles_own_process_is_the_quick_one():
-    from kopt.search.oracles import _Process
-
-    engine = make_engine("bayesian", Space(SQUARE, "bayesian"), SQUARE, 9, 0)
-    assert type(engine.oracle.gpr) is _Process
-    assert engine.oracle.gpr.normalize_y
-    assert engine.oracle.gpr.random_state == engine.oracle.seed > 0
-
-
 @pytest.mark.parametrize(("n_iter", "initial"), [(3, 3), (10, 3), (15, 5), (60, 6)])
-def test_random_points_leave_room_for_proposals(n_iter, initial):
-    engine = make_engine("bayesian", Space(SQUARE, "bayesian"), SQUARE, n_iter, 0)
-    assert engine.oracle.num_initial_points == initial
+def test_scattered_points_leave_room_for_proposals(n_iter, initial, monkeypatch):
+    from kopt.search.gaussian_process_oracle import GaussianProcessOracle
+
+    fitted = []
+    ranked = GaussianProcessOracle._ranked
+    monkeypatch.setattr(
+        GaussianProcessOracle, "_ranked", lambda self, *args: fitted.append(len(self.trials)) or ranked(self, *args)
+    )
+    drive("bayesian", SQUARE, n_iter)
+    assert fitted[:1] == ([initial] if n_iter > 3 else [])
+
+
+def test_an_oracle_of_ones_own_is_asked_too():
+    import keras_tuner
+
+    for oracle in (
+        keras_tuner.oracles.RandomSearchOracle(max_trials=2, seed=1),
+        keras_tuner.oracles.BayesianOptimizationOracle(keras_tuner.Objective("loss", "min"), 3, seed=1),
+    ):
+        assert len(drive(oracle, SMALL, 7, score=lambda params: -params["a"])) == 7
+        assert oracle.trials == {}  # a copy is asked
+
+
+def test_an_oracle_is_freed():
+    import gc
+    import weakref
+
+    engine = make_engine("bayesian", Space(SQUARE, "bayesian"), SQUARE, 4, 0)
+    engine.ask(2)
+    oracle = weakref.ref(engine.oracle)
+    del engine
+    gc.collect()
+    assert oracle() is None
