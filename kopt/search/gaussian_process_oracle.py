@@ -10,7 +10,7 @@ from scipy.stats import qmc
 from kopt.search.axes import Axes, identity
 from kopt.search.gaussian_process import GaussianProcess, log_expected_improvement
 
-SPREAD = 1000
+SPREAD = 1500
 """Candidates all over the space, at which a proposal looks first."""
 NEAR = (0.2, 0.05, 0.01)
 """Standard deviations of candidates around the best ones so far."""
