@@ -19,6 +19,7 @@ from sklearn.utils.validation import _check_method_params, indexable
 from kopt._checks import check_choice, check_range
 from kopt.search.callback_tasks import Tasks
 from kopt.search.course import Course, Plan
+from kopt.search.displays import Pictures
 from kopt.search.engines import HALVING, METHODS
 from kopt.search.evaluation import refit_epochs
 from kopt.search.halving import Ladder
@@ -27,7 +28,7 @@ from kopt.search.space import Space
 from kopt.search.study import plain
 
 
-class TunerSearchCV(BaseSearchCV):
+class TunerSearchCV(BaseSearchCV, Pictures):
     """Searches hyperparameters by cross-validation: a grid, at random, by a Gaussian process, or by halving.
 
     It is a scikit-learn search, like GridSearchCV, and has the same attributes after `fit`. It takes any
