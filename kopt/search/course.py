@@ -6,7 +6,6 @@ import math
 import pathlib
 import tempfile
 import time
-from typing import NamedTuple
 
 import numpy as np
 from joblib import effective_n_jobs
@@ -15,24 +14,10 @@ from sklearn.utils.parallel import Parallel, delayed
 
 from kopt.search.engines import make_engine
 from kopt.search.evaluation import Rungs, evaluate
-from kopt.search.halving import Ladder
-from kopt.search.space import Space
 from kopt.search.study import Study
 
 PAUSE = 0.2
 """Seconds between two looks at what other workers have done."""
-
-
-class Plan(NamedTuple):
-    """What a search looks for.
-
-    Attributes:
-        space: the `Space`.
-        ladder: the `Ladder` of a method that halves, or None.
-    """
-
-    space: Space
-    ladder: Ladder | None
 
 
 class Course:
@@ -40,7 +25,7 @@ class Course:
 
     Args:
         search: the `TunerSearchCV`.
-        plan: its `Plan`.
+        plan: its `kopt.search.plan.Plan`.
         project: its `Project`.
         X: rows.
         y: targets.
@@ -52,7 +37,13 @@ class Course:
         self.search, self.project, self.tasks = search, project, tasks
         self.X, self.y, self.options = X, y, options
         engine = make_engine(
-            search.method, plan.space, search.param_distributions, search.n_iter, project.seed, plan.ladder
+            search.method,
+            plan.space,
+            search.n_iter,
+            project.seed,
+            ladder=plan.ladder,
+            initial=plan.initial,
+            previous=plan.previous,
         )
         self.study = Study(engine, project.journal, project.worker)
         self.engine, self.ladder = engine, plan.ladder

@@ -1,13 +1,18 @@
 """Engines: what proposes candidates and is told their scores. They know no data, no model and no file."""
 
+import contextlib
 import itertools
-from typing import NamedTuple, Protocol
+import math
+from abc import abstractmethod
+from typing import Any, NamedTuple, Protocol
 
-from sklearn.model_selection import ParameterGrid
-
-METHODS = ("grid", "random", "bayesian", "hyperband", "asha")
+METHODS = ("grid", "random", "bayesian", "hyperband", "asha", "optuna")
 HALVING = ("hyperband", "asha")
 """Methods that give candidates a budget."""
+SETTLED = ("grid", "random", *HALVING)
+"""Methods whose candidates do not depend on scores."""
+PATIENCE = 50
+"""After so many proposals in a row that repeat others, a proposer counts as having no more."""
 
 
 class Suggestion(NamedTuple):
@@ -51,6 +56,14 @@ class Engine(Protocol):
         """Takes the score of a suggestion, greater is better; NaN or infinite where it failed."""
         ...
 
+    def observe(self, params: dict, score: float) -> None:
+        """Takes the score of a candidate that it did not suggest, and will not suggest.
+
+        Raises:
+            ValueError: the engine has no use for it.
+        """
+        raise ValueError(f"{type(self).__name__}: initial_params and previous must be left out, for it takes neither.")
+
 
 class FixedEngine(Engine):
     """Candidates settled beforehand."""
@@ -69,28 +82,160 @@ class FixedEngine(Engine):
         """Learns nothing."""
 
 
-def make_engine(method, space, param_distributions, n_iter, random_state, ladder=None):
+class ProposingEngine(Engine):
+    """An engine around something that proposes coordinates, and may propose the same again.
+
+    A candidate that is proposed again is not suggested again: who proposed it is told the score that it had.
+
+    Args:
+        space: the `Space`.
+        total: how many candidates to suggest at most.
+    """
+
+    learns = True
+
+    def __init__(self, space, total):
+        self.space, self.total = space, total
+        self._proposals = {}  # of each candidate, by identity: those that are it, the first of which is suggested
+        self._scores, self._repeats = {}, 0
+
+    def ask(self, n):
+        """Returns at most `n` suggestions."""
+        suggestions = []
+        with self._calm():
+            while len(suggestions) < n and len(self._proposals) < self.total and self._repeats < PATIENCE:
+                if (proposal := self._propose()) is None:
+                    break
+                id, coordinates = proposal
+                codes = self.space.codes(coordinates)
+                same = self._proposals.setdefault(self.space.identity(codes), [])
+                same.append(id)
+                self._repeats = self._repeats + 1 if len(same) > 1 else 0
+                if len(same) == 1:
+                    suggestions.append(Suggestion(id, self.space.params(codes)))
+                elif same[0] in self._scores:
+                    self._end(id, self._scores[same[0]])
+        return suggestions
+
+    def tell(self, id, score):
+        """Tells the score of a suggestion, and of those that repeat it."""
+        self._scores[id] = score
+        with self._calm():
+            for each in next(same for same in self._proposals.values() if same[0] == id):
+                self._end(each, score)
+
+    def observe(self, params, score):
+        """Takes the score of a candidate that it did not suggest, and will not suggest."""
+        codes = self.space.encode(params)
+        identity = self.space.identity(codes)
+        if identity not in self._proposals and math.isfinite(score):
+            with self._calm():
+                id = self._add(self.space.coordinates(codes), score)
+            self._proposals[identity], self._scores[id] = [id], score
+            self.total += 1
+
+    @abstractmethod
+    def _propose(self) -> Any:
+        """A proposal's name and its coordinates, or None where there is no more."""
+
+    @abstractmethod
+    def _end(self, id, score):
+        """Tells a proposal's score."""
+
+    @abstractmethod
+    def _add(self, coordinates, score):
+        """Tells the score of somebody else's candidate; returns a name for it."""
+
+    def _calm(self):
+        return contextlib.nullcontext()
+
+
+def is_oracle(method):
+    """Whether a method is an oracle of KerasTuner's."""
+    return hasattr(method, "populate_space")
+
+
+def is_sampler(method):
+    """Whether a method is a sampler of Optuna's."""
+    return hasattr(method, "sample_independent")
+
+
+def make_engine(method, space, n_iter, random_state, *, ladder=None, initial=(), previous=()) -> Engine:
     """Returns the engine of a method.
 
     Grid and random candidates come from scikit-learn: the same ones in the same order as GridSearchCV and
     RandomizedSearchCV, without importing TensorFlow. KerasTuner's grid takes 14 ms a candidate at 1024 (its
     time is quadratic) and its random oracle gives up on a small space before it is exhausted.
+
+    Args:
+        method: a name from `METHODS`, a `keras_tuner.Oracle`, an `optuna.samplers.BaseSampler`, or a function of the
+            space, the number of candidates and the seed that returns an engine.
+        space: the `Space`.
+        n_iter: the number of candidates.
+        random_state: as in scikit-learn.
+        ladder: the `kopt.search.halving.Ladder` of a method that halves.
+        initial: candidates to try first.
+        previous: pairs of candidates and scores that are known already, for methods that learn from them.
     """
-    if method == "grid":
-        grid = ParameterGrid(param_distributions)
-        return FixedEngine(grid, len(grid))
     if method == "hyperband":
         from kopt.search.halving import Hyperband
 
-        return Hyperband(ladder, lambda n: map(space.params, space.draws(n, random_state, set())))
+        return Hyperband(ladder, lambda n: _first(initial, space, space.draws(n, random_state, set())))
+    if method == "grid":
+        return FixedEngine(_first(initial, space, space.grid()), space.size)
     total = min(n_iter, space.size)
-    if method == "bayesian" or not isinstance(method, str):
+    if method in ("random", "asha"):
+        draws = itertools.islice(_first(initial, space, space.draws(total, random_state, set())), total)
+        if method == "random":
+            return FixedEngine(draws, total)
+        from kopt.search.halving import SuccessiveHalving
+
+        return SuccessiveHalving(ladder, draws, total)
+    if method == "optuna" or is_sampler(method):
+        from kopt.search.optuna_engine import OptunaEngine
+
+        engine: Any = OptunaEngine(None if method == "optuna" else method, space, total, random_state)
+    elif callable(method):
+        engine = method(space, total, random_state)
+    else:
         from kopt.search.oracles import KerasTunerEngine, make_oracle
 
-        return KerasTunerEngine(make_oracle(method, space, total, random_state), space, total)
-    draws = map(space.params, itertools.islice(space.draws(total, random_state, set()), total))
-    if method == "random":
-        return FixedEngine(draws, total)
-    from kopt.search.halving import SuccessiveHalving
+        engine = KerasTunerEngine(make_oracle(method, space, total, random_state), space, total)
+    for params, score in previous:
+        engine.observe(params, score)
+    return InitialEngine(engine, initial) if initial else engine
 
-    return SuccessiveHalving(ladder, draws, total)
+
+def _first(initial, space, codes):
+    """The parameters of some candidates, then of all others."""
+    known = {space.identity(space.encode(params)) for params in initial}
+    return itertools.chain(initial, (space.params(each) for each in codes if space.identity(each) not in known))
+
+
+class InitialEngine(Engine):
+    """Some candidates first, from which another engine learns before it is asked.
+
+    Args:
+        engine: an engine that may `observe`.
+        initial: the candidates.
+    """
+
+    learns = True
+
+    def __init__(self, engine, initial):
+        self._engine, self._waiting = engine, [Suggestion(f"initial {i}", p) for i, p in enumerate(initial)]
+        self._initial = {suggestion.id: suggestion.params for suggestion in self._waiting}
+        self.total = engine.total
+        engine.total -= len(initial)
+
+    def ask(self, n):
+        """Returns the first candidates, then the engine's."""
+        first, self._waiting = self._waiting[:n], self._waiting[n:]
+        return first or self._engine.ask(n)
+
+    def tell(self, id, score):
+        """Tells the engine."""
+        if id in self._initial:
+            self._engine.observe(self._initial[id], score)
+        else:
+            self._engine.tell(id, score)

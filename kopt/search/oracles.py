@@ -9,20 +9,16 @@ import weakref
 
 import keras_tuner
 from keras_tuner.src.engine import oracle as engine_of_oracles
+from keras_tuner.src.engine.trial import Trial as trial_of
 from sklearn.utils import check_random_state
 from threadpoolctl import threadpool_limits
 
-from kopt.search.engines import Engine, Suggestion
+from kopt.search.engines import ProposingEngine
 from kopt.search.gaussian_process_oracle import GaussianProcessOracle, initial_points
 
-PATIENCE = 50
-"""After so many proposals in a row that repeat others, an oracle counts as having no more."""
 
-
-class KerasTunerEngine(Engine):
+class KerasTunerEngine(ProposingEngine):
     """Asks and tells an oracle, without a tuner and without a file.
-
-    A candidate that the oracle proposes again is not suggested again: the oracle is told the score that it had.
 
     Args:
         oracle: the oracle, which the engine takes over.
@@ -30,43 +26,18 @@ class KerasTunerEngine(Engine):
         total: how many candidates to suggest at most.
     """
 
-    learns = True
-
     def __init__(self, oracle, space, total):
-        self.oracle, self.space, self.total = oracle, space, total
+        super().__init__(space, total)
+        self.oracle = oracle
         oracle.save = oracle._save_trial = _nothing
         oracle.verbose, oracle.max_consecutive_failed_trials, oracle.max_trials = 0, sys.maxsize, None
         oracle.hyperparameters = space.hyperparameters()
-        self._trials = {}  # of each candidate: the trials that are it, the first of which is suggested
-        self._scores, self._repeats = {}, 0
         weakref.finalize(self, _forget, oracle)
 
-    def ask(self, n):
-        """Returns at most `n` suggestions of the oracle."""
-        suggestions = []
-        # Its matrices are small: more threads than one make a proposal three times as expensive.
-        with _quiet(), threadpool_limits(1):
-            while len(suggestions) < n and len(self._trials) < self.total and self._repeats < PATIENCE:
-                # Every trial has a worker of its own: KerasTuner gives one worker the same trial again.
-                trial = self.oracle.create_trial(f"worker {len(self.oracle.trials)}")
-                if trial.status != "RUNNING":
-                    break
-                codes = self.space.codes(trial.hyperparameters.values)
-                same = self._trials.setdefault(self.space.identity(codes), [])
-                same.append(trial.trial_id)
-                self._repeats = self._repeats + 1 if len(same) > 1 else 0
-                if len(same) == 1:
-                    suggestions.append(Suggestion(trial.trial_id, self.space.params(codes)))
-                elif same[0] in self._scores:
-                    self._end(trial.trial_id, self._scores[same[0]])
-        return suggestions
-
-    def tell(self, id, score):
-        """Ends the trial with this score, and those that repeat it."""
-        self._scores[id] = score
-        with _quiet():
-            for trial in next(same for same in self._trials.values() if same[0] == id):
-                self._end(trial, score)
+    def _propose(self):
+        # Every trial has a worker of its own: KerasTuner gives one worker the same trial again.
+        trial = self.oracle.create_trial(f"worker {len(self.oracle.trials)}")
+        return (trial.trial_id, trial.hyperparameters.values) if trial.status == "RUNNING" else None
 
     def _end(self, id, score):
         objective = self.oracle.objective
@@ -75,6 +46,25 @@ class KerasTunerEngine(Engine):
         trial = self.oracle.get_trial(id)
         trial.status = "COMPLETED"
         self.oracle.end_trial(trial)
+
+    def _add(self, coordinates, score):
+        id = f"known {len(self.oracle.trials)}"
+        hyperparameters = self.oracle.get_space()
+        hyperparameters.values = coordinates
+        self.oracle.trials[id] = trial_of(hyperparameters, id, "RUNNING")
+        self.oracle.start_order.append(id)
+        self._end(id, score)
+        return id
+
+    @contextlib.contextmanager
+    def _calm(self):
+        """Silences KerasTuner's deprecated threading calls.
+
+        The matrices are small: more threads than one make a proposal three times as expensive.
+        """
+        with warnings.catch_warnings(), threadpool_limits(1):
+            warnings.simplefilter("ignore")
+            yield
 
 
 def make_oracle(method, space, n_iter, random_state):
@@ -97,11 +87,3 @@ def _forget(oracle):
     """Frees an oracle, which KerasTuner keeps for as long as the process lives."""
     for table in (engine_of_oracles.LOCKS, engine_of_oracles.THREADS):
         table.pop(oracle, None)
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Silences KerasTuner's deprecated threading calls."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -1,7 +1,6 @@
 """TunerSearchCV: scikit-learn's search, driven by an engine that is asked for candidates and told scores."""
 
 import contextlib
-import difflib
 import time
 from collections.abc import Callable
 from numbers import Integral
@@ -16,16 +15,16 @@ from sklearn.model_selection._validation import _insert_error_scores, _warn_or_r
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_method_params, indexable
 
-from kopt._checks import check_choice, check_range
 from kopt.search.callback_tasks import Tasks
-from kopt.search.course import Course, Plan
+from kopt.search.course import Course
 from kopt.search.displays import Pictures
-from kopt.search.engines import HALVING, METHODS
 from kopt.search.evaluation import refit_epochs
-from kopt.search.halving import Ladder
+from kopt.search.plan import plan_of
 from kopt.search.project import Project, opened
-from kopt.search.space import Space
-from kopt.search.study import plain
+from kopt.search.texts import plain
+
+FREE = {"n_jobs", "pre_dispatch", "verbose", "refit", "directory", "resume", "heartbeat", "time_limit", "previous"}
+"""Parameters that a search in a folder may change when it goes on."""
 
 
 class TunerSearchCV(BaseSearchCV, Pictures):
@@ -42,9 +41,10 @@ class TunerSearchCV(BaseSearchCV, Pictures):
         method: `"bayesian"` lets a Gaussian process propose from the scores so far; `"random"` tries the
             candidates of RandomizedSearchCV; `"grid"` tries all, those of GridSearchCV, and takes lists
             only. `"hyperband"` and `"asha"` give many random candidates a small budget and the best of them
-            more. A `keras_tuner.Oracle` proposes what it proposes; its hyperparameters and number of trials
-            are those of the search. None tries a candidate twice: a finite space is exhausted once, then the
-            search ends.
+            more; `"optuna"` asks Optuna's TPE. A `keras_tuner.Oracle` or an `optuna.samplers.BaseSampler` of
+            your own proposes what it proposes, in the search's space; a function of the space, the number of
+            candidates and the seed makes a `kopt.search.engines.Engine` of your own. None tries a candidate
+            twice: a finite space is exhausted once, then the search ends.
         n_iter: the number of candidates to try. A grid is searched whole and the brackets of Hyperband have
             their sizes, whatever `n_iter`.
         scoring: as in GridSearchCV: None, a name, a callable, or several as a list or dict.
@@ -79,6 +79,10 @@ class TunerSearchCV(BaseSearchCV, Pictures):
             for no such end.
         constraint: a function that takes an estimator with a candidate's parameters, not fitted, and says
             whether to try it. A candidate that is refused scores NaN, and methods that learn avoid its like.
+        initial_params: candidates to try first, as dicts from all of a dict's parameter names to values; they
+            count among `n_iter`.
+        previous: an earlier search, fitted, from whose scores a method that learns begins. What is not in
+            `param_distributions` is left out; nothing of it is tried again.
 
     Attributes:
         refit_epochs_: the number of epochs of the final fit of each estimator that stopped early on the folds,
@@ -124,6 +128,8 @@ class TunerSearchCV(BaseSearchCV, Pictures):
         time_limit=None,
         n_iter_no_change=None,
         constraint=None,
+        initial_params=(),
+        previous=None,
     ):
         super().__init__(
             estimator=estimator,
@@ -150,6 +156,8 @@ class TunerSearchCV(BaseSearchCV, Pictures):
         self.time_limit = time_limit
         self.n_iter_no_change = n_iter_no_change
         self.constraint = constraint
+        self.initial_params = initial_params
+        self.previous = previous
 
     @_fit_context(prefer_skip_nested_validation=False)
     def fit(self, X, y=None, **params):
@@ -164,11 +172,11 @@ class TunerSearchCV(BaseSearchCV, Pictures):
         X, y = indexable(X, y)
         params = _check_method_params(X, params=params)
         routed = self._get_routed_params_for_fit(params)
-        plan = self._check()
+        plan = plan_of(self)
         folds = self._draw_folds(X, y, routed.splitter.split)
         self.n_splits_ = len(folds)
         tasks = Tasks(self, X, y, params, bool(self.refit))
-        with self._project((X, y, params), folds) as project, tasks.search():
+        with self._project((X, y, params), folds, plan) as project, tasks.search():
             options = dict(
                 scorer=scorers,
                 fit_params=routed.estimator.fit,
@@ -197,24 +205,25 @@ class TunerSearchCV(BaseSearchCV, Pictures):
             )
         return folds
 
-    def _project(self, data, folds):
+    def _project(self, data, folds, plan):
         """What the search works with: in memory, or in a folder."""
         if self.directory is None:
             return contextlib.nullcontext(Project(folds, self.random_state))
         seed = self.random_state
         if not isinstance(seed, Integral):
             seed = int(check_random_state(seed).randint(2**31 - 1))
-        return opened(self.directory, self._settings(data), folds, seed, resume=self.resume, heartbeat=self.heartbeat)
+        return opened(
+            self.directory, self._settings(data, plan), folds, seed, resume=self.resume, heartbeat=self.heartbeat
+        )
 
-    def _settings(self, data):
+    def _settings(self, data, plan):
         """Everything that decides what the search finds, as text."""
-        free = {"n_jobs", "pre_dispatch", "verbose", "refit", "directory", "resume", "heartbeat", "time_limit"}
-        params = {name: value for name, value in self.get_params(deep=False).items() if name not in free}
+        params = {name: value for name, value in self.get_params(deep=False).items() if name not in FREE}
         estimator = params.pop("estimator")
         params |= {f"estimator__{name}": value for name, value in estimator.get_params().items()}
-        texts = {name: plain(value) for name, value in params.items()}
-        leader = self.refit if isinstance(self.refit, str) else None
-        return {**texts, "estimator": plain(type(estimator)), "leading metric": plain(leader), "data": hash(data)}
+        params |= {"estimator": type(estimator), "previous": plan.previous}
+        params["leading metric"] = self.refit if isinstance(self.refit, str) else None
+        return {name: plain(value) for name, value in params.items()} | {"data": hash(data)}
 
     def _conclude(self, trials, metric, ladder):
         """Sets what GridSearchCV has: the table, and what is best in it."""
@@ -263,63 +272,3 @@ class TunerSearchCV(BaseSearchCV, Pictures):
             self.refit_time_ = time.time() - began
         if hasattr(best, "feature_names_in_"):
             self.feature_names_in_ = best.feature_names_in_
-
-    def _check(self):
-        """Refuses wrong arguments before any fit, and returns the plan of the search."""
-        if isinstance(self.method, str) or not hasattr(self.method, "populate_space"):
-            check_choice(self, METHODS, method=self.method)
-        check_choice(self, (True, False), resume=self.resume)
-        check_range(self, "[1, inf)", kind=Integral, n_iter=self.n_iter)
-        check_range(self, "(0, inf)", heartbeat=self.heartbeat)
-        if self.time_limit is not None:
-            check_range(self, "(0, inf)", time_limit=self.time_limit)
-        if self.n_iter_no_change is not None:
-            check_range(self, "[1, inf)", kind=Integral, n_iter_no_change=self.n_iter_no_change)
-        if self.constraint is not None and not callable(self.constraint):
-            raise TypeError(f"TunerSearchCV: constraint must be a function or None, got {self.constraint!r}.")
-        space = Space(self.param_distributions, self.method)
-        self._check_names(space)
-        return Plan(space, self._ladder(space) if self.method in HALVING else None)
-
-    def _check_names(self, space):
-        for scope in space.scopes:
-            candidate = clone(self.estimator)
-            for name in sorted(scope, key=lambda name: name.count("__")):  # a step before its parameters
-                try:
-                    candidate.set_params(**{name: clone(scope[name].example, safe=False)})
-                except (AttributeError, TypeError, ValueError) as error:
-                    near = difflib.get_close_matches(name, candidate.get_params(), n=3)
-                    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else " Its get_params() lists them."
-                    raise ValueError(
-                        f"TunerSearchCV: param_distributions must name parameters of "
-                        f"{type(self.estimator).__name__}, got {name!r}.{hint}"
-                    ) from error
-            for part in (candidate, *candidate.get_params().values()):
-                if hasattr(part, "_check_routed_names"):  # kopt's estimators take any name after optimizer__
-                    part._check_routed_names()
-
-    def _ladder(self, space):
-        """The budgets of a method that halves."""
-        params = self.estimator.get_params()
-        resource = self.resource
-        if resource is None:
-            owners = {"": self.estimator, **params}
-            found = [
-                f"{name}__epochs".removeprefix("__") for name, each in owners.items() if hasattr(each, "_go_on_at")
-            ]
-            if len(found) != 1:
-                raise ValueError(
-                    f"TunerSearchCV: resource must name the parameter that is the budget where the estimator holds "
-                    f"{len(found)} Keras estimators and method={self.method!r}, got None."
-                )
-            (resource,) = found
-        if resource not in params or any(resource in scope for scope in space.scopes):
-            raise ValueError(
-                f"TunerSearchCV: resource must be a parameter of {type(self.estimator).__name__} that is not in "
-                f"param_distributions, got {resource!r}."
-            )
-        high = params[resource] if self.max_resources is None else self.max_resources
-        check_range(self, "[1, inf)", kind=Integral, max_resources=high)
-        check_range(self, f"[1, {high}]", kind=Integral, min_resources=self.min_resources)
-        check_range(self, "[2, inf)", kind=Integral, factor=self.factor)
-        return Ladder(resource, self.min_resources, high, self.factor)

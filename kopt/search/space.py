@@ -7,31 +7,36 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
-from sklearn.model_selection import ParameterSampler
+from sklearn.model_selection import ParameterGrid, ParameterSampler
+
+from kopt.search.hyperparameters import scopes_of
+from kopt.search.texts import plain
 
 # Repeats in a row after which a space with discrete distributions counts as exhausted. Lists are exact.
 PATIENCE = 1000
 SCOPE = "scope"
+DRAWING = ("random", "hyperband", "asha")
+"""Methods that draw their candidates, and need no coordinates."""
 FEW = 1000
-"""Discrete distributions of no more values are listed for an oracle."""
+"""Uniform distributions of no more integers are listed for an oracle."""
 
 
 class Dimension(ABC):
-    """The values of one parameter, and their codes.
+    """The values of one parameter, their codes, and where a method that learns sees them: their coordinates.
 
     Attributes:
         size: the number of values, `math.inf` where there is no end of them.
         sampled: what scikit-learn's sampler draws codes from.
         example: some value.
+        n: coordinates are 0 .. n - 1; None where they are numbers in [0, 1].
+        ordered: whether coordinates close by are of values that are alike.
     """
 
     size: float
     sampled: Any
     example: Any
-
-    @abstractmethod
-    def declare(self, hyperparameters, key):
-        """Adds the parameter to KerasTuner's HyperParameters."""
+    n: int | None
+    ordered = True
 
     @abstractmethod
     def value(self, code):
@@ -39,42 +44,50 @@ class Dimension(ABC):
 
     @abstractmethod
     def coordinate(self, code):
-        """Where an oracle sees this code."""
+        """The coordinate of a code."""
 
     @abstractmethod
     def code(self, coordinate):
-        """The code at an oracle's coordinate."""
+        """The code at a coordinate."""
+
+    @abstractmethod
+    def code_of(self, value):
+        """The code of a value; raises ValueError where it is not among them."""
 
 
 class _Listed(Dimension):
-    """A list of values, coded by position: KerasTuner's Choice takes neither None, tuples nor estimators."""
+    """A list of values, coded by position. Numbers are ordered, and their coordinates are their ranks."""
 
     def __init__(self, values):
         self.values = values
-        self.size = len(values)
+        self.size = self.n = len(values)
         self.sampled = range(len(values))
         self.example = values[0]
-
-    def declare(self, hyperparameters, key):
-        numbers = all(isinstance(value, Real) and not isinstance(value, bool) for value in self.values)
-        codes = sorted(self.sampled, key=lambda code: self.values[code]) if numbers else list(self.sampled)
-        hyperparameters.Choice(key, codes, ordered=numbers)
+        self.ordered = all(isinstance(value, Real) and not isinstance(value, bool) for value in values)
+        self._codes = sorted(self.sampled, key=lambda code: values[code]) if self.ordered else list(self.sampled)
 
     def value(self, code):
         return self.values[code]
 
     def coordinate(self, code):
-        return code
+        return self._codes.index(code)
 
     def code(self, coordinate):
-        return coordinate
+        return self._codes[coordinate]
+
+    def code_of(self, value):
+        for code, known in enumerate(self.values):
+            if known is value or (type(known) is type(value) and plain(known) == plain(value)):
+                return code
+        raise ValueError(f"{value!r} is not in the list")
 
 
 class _Drawn(Dimension):
-    """A distribution: its codes are its values, and its quantiles are an oracle's coordinates in [0, 1].
+    """A distribution: its codes are its values.
 
-    Quantiles make every prior uniform, so log scales need no case of their own. A discrete value sits in the
-    middle of its step, from where it maps back safely; an unbounded distribution is clipped at its ends.
+    Coordinates are the numbers themselves of a `scipy.stats.randint` of few values, and otherwise quantiles: these make
+    every prior uniform, so log scales need no case of their own. A discrete value sits in the middle of its step, from
+    where it maps back safely; an unbounded distribution is clipped at its ends.
     """
 
     def __init__(self, distribution):
@@ -83,28 +96,32 @@ class _Drawn(Dimension):
         self.discrete = hasattr(distribution, "pmf")
         low, high = distribution.support() if self.discrete else (0, math.inf)
         self.size = int(high - low) + 1 if math.isfinite(high - low) else math.inf
-        self._values = range(int(low), int(high) + 1) if self.size <= FEW else None
-
-    def declare(self, hyperparameters, key):
-        if self._values:
-            hyperparameters.Choice(key, list(self._values), ordered=True)
-        else:
-            hyperparameters.Float(key, 0.0, 1.0, default=0.5)
+        even = getattr(getattr(distribution, "dist", None), "name", None) == "randint"
+        self.n, self._low = (int(self.size), int(low)) if even and self.size <= FEW else (None, 0)
 
     def value(self, code):
         return code
 
     def coordinate(self, code):
-        if self._values:
-            return int(code)
+        if self.n:
+            return int(code) - self._low
         step = self.sampled.pmf(code) if self.discrete else 0.0
         return float(self.sampled.cdf(code) - step / 2)
 
     def code(self, coordinate):
-        if self._values:
-            return coordinate
+        if self.n:
+            return coordinate + self._low
         value = self.sampled.ppf(min(max(coordinate, 1e-9), 1 - 1e-9))
         return int(value) if self.discrete else float(value)
+
+    def code_of(self, value):
+        if not isinstance(value, Real) or isinstance(value, bool):
+            raise ValueError(f"{value!r} is no number")
+        if hasattr(self.sampled, "support"):
+            low, high = self.sampled.support()
+            if not low <= float(value) <= high or (self.discrete and float(value) % 1):
+                raise ValueError(f"{value!r} is not between {low} and {high}")
+        return value
 
 
 class Space:
@@ -117,7 +134,8 @@ class Space:
     Args:
         param_distributions: a dict, or a list of dicts, from parameter names to lists or to distributions
             (objects with `rvs`, such as frozen `scipy.stats` distributions).
-        method: `"grid"`, `"random"` or `"bayesian"`; decides which distributions make sense.
+            Or KerasTuner's `HyperParameters`.
+        method: of the search; decides which distributions make sense.
 
     Raises:
         TypeError: the notation is wrong, or a distribution does not suit the method.
@@ -125,6 +143,8 @@ class Space:
     """
 
     def __init__(self, param_distributions, method):
+        if hasattr(param_distributions, "conditional_scope"):
+            param_distributions = scopes_of(param_distributions, method)
         specs = param_distributions if isinstance(param_distributions, list) else [param_distributions]
         if not specs or not all(isinstance(spec, dict) for spec in specs):
             raise TypeError(
@@ -182,6 +202,26 @@ class Space:
         chosen = (self._dimensions[key] + (code,) for key, code in codes.items() if key != SCOPE)
         return {name: dimension.value(code) for name, dimension, code in chosen}
 
+    def encode(self, params):
+        """The codes of an estimator's parameters.
+
+        Raises:
+            ValueError: they are not in the space.
+        """
+        error: Any = None
+        for i, scope in enumerate(self.scopes):
+            if scope.keys() == params.keys():
+                try:
+                    codes = {f"{i}:{name}": scope[name].code_of(value) for name, value in params.items()}
+                except ValueError as reason:
+                    error = reason
+                else:
+                    return codes if len(self.scopes) == 1 else {**codes, SCOPE: i}
+        raise ValueError(error or f"it has the parameters {', '.join(params)}, and the space {self._names()}")
+
+    def _names(self):
+        return " or ".join(", ".join(scope) for scope in self.scopes)
+
     def hyperparameters(self):
         """The space as KerasTuner's HyperParameters, several dicts as conditional scopes."""
         import keras_tuner
@@ -190,7 +230,7 @@ class Space:
         if len(self.scopes) == 1:
             self._declare(hyperparameters, 0)
             return hyperparameters
-        hyperparameters.Choice(SCOPE, list(range(len(self.scopes))))
+        hyperparameters.Choice(SCOPE, list(range(len(self.scopes))), ordered=False)
         for i in range(len(self.scopes)):
             with hyperparameters.conditional_scope(SCOPE, [i]):
                 self._declare(hyperparameters, i)
@@ -198,7 +238,29 @@ class Space:
 
     def _declare(self, hyperparameters, i):
         for name in sorted(self.scopes[i]):  # the order of a dict must not change the search
-            self.scopes[i][name].declare(hyperparameters, f"{i}:{name}")
+            dimension, key = self.scopes[i][name], f"{i}:{name}"
+            if dimension.n is None:
+                hyperparameters.Float(key, 0.0, 1.0, default=0.5)
+            else:
+                hyperparameters.Choice(key, list(range(dimension.n)), ordered=dimension.ordered)
+
+    def drawn(self, integer, category, number):
+        """Coordinates from functions that choose them: two of a key and of how many there are, one of a key."""
+        coordinates = {}
+        scope = 0
+        if len(self.scopes) > 1:
+            scope = coordinates[SCOPE] = category(SCOPE, len(self.scopes))
+        for name in sorted(self.scopes[scope]):
+            dimension, key = self.scopes[scope][name], f"{scope}:{name}"
+            if dimension.n is None:
+                coordinates[key] = number(key)
+            else:
+                coordinates[key] = (integer if dimension.ordered else category)(key, dimension.n)
+        return coordinates
+
+    def grid(self):
+        """Yields the codes of all candidates, in the order of GridSearchCV."""
+        yield from ParameterGrid(self._sampled())
 
     def coordinates(self, codes):
         """A candidate's codes as values of `hyperparameters()`."""
@@ -214,9 +276,9 @@ def _dimension(name, values, method):
     if hasattr(values, "rvs"):
         if method == "grid":
             raise TypeError(f"{rule} a list where method='grid', got {values!r}. Try method='random'.")
-        if method == "bayesian" and not hasattr(values, "ppf"):
+        if method not in DRAWING and not hasattr(values, "ppf"):
             raise TypeError(
-                f"{rule} a list or have ppf and cdf where method='bayesian', got {values!r}. Try method='random'."
+                f"{rule} a list or have ppf and cdf where method={method!r}, got {values!r}. Try method='random'."
             )
         return _Drawn(values)
     if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray):

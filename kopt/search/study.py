@@ -1,14 +1,10 @@
 """What a search has asked, fitted and told, in that order; in memory, or in a journal that others share."""
 
 import contextlib
-import re
 from dataclasses import dataclass, field
 
-import numpy as np
-from joblib import hash
-from sklearn.base import BaseEstimator
-
 from kopt.search.engines import Suggestion
+from kopt.search.texts import plain
 
 
 @dataclass
@@ -134,21 +130,3 @@ class Study:
 def _text(params):
     """Candidates as text, in which numbers agree if they do to six digits: the last ones depend on the machine."""
     return {name: f"{value:.6g}" if isinstance(value, float) else plain(value) for name, value in params.items()}
-
-
-def plain(value):
-    """Text that says what a value is, the same in every process."""
-    match value:
-        case dict():
-            return "{" + ", ".join(f"{plain(key)}: {plain(each)}" for key, each in value.items()) + "}"
-        case list() | tuple():
-            return "[" + ", ".join(map(plain, value)) + "]"
-        case np.ndarray():
-            return f"array({hash(value)})"
-        case BaseEstimator() if not isinstance(value, type):
-            return f"{plain(type(value))}({plain(value.get_params(deep=False))})"
-        case object(dist=dist, args=args, kwds=kwds):  # a frozen distribution of scipy
-            return f"{dist.name}({plain(args)}, {plain(kwds)})"
-        case object(__qualname__=name, __module__=module):
-            return f"{module}.{name}"
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))

@@ -1,15 +1,21 @@
 """Engines: what they ask, what they learn, what they leave alone."""
 
+import importlib.util
 import math
 import os
 import warnings
 
+import numpy as np
 import pytest
 from scipy import stats
 
-from kopt.search.engines import make_engine
+from kopt.search.engines import ProposingEngine, make_engine
 from kopt.search.space import Space
+from kopt.testing import check_engine
 
+NEEDS_OPTUNA = pytest.mark.skipif(not importlib.util.find_spec("optuna"), reason="needs Optuna")
+
+ENGINES = ["random", "bayesian", pytest.param("optuna", marks=NEEDS_OPTUNA)]
 SQUARE = {"x": stats.uniform(), "y": stats.uniform()}
 SMALL = {"a": list(range(4)), "b": [None, (1,), "s"]}
 
@@ -19,7 +25,7 @@ def bowl(params):
 
 
 def drive(method, spec, n_iter, random_state=0, batch=1, score=bowl):
-    engine = make_engine(method, Space(spec, method), spec, n_iter, random_state)
+    engine = make_engine(method, Space(spec, method), n_iter, random_state)
     tried = []
     while suggestions := engine.ask(batch):
         tried += [suggestion.params for suggestion in suggestions]
@@ -84,14 +90,14 @@ def test_a_region_that_fails_is_left(bad):
 
 
 def test_failures_count_as_the_worst_score():
-    engine = make_engine("bayesian", Space(SQUARE, "bayesian"), SQUARE, 9, 0)
+    engine = make_engine("bayesian", Space(SQUARE, "bayesian"), 9, 0)
     for suggestion, score in zip(engine.ask(4), [math.nan, -3.0, math.inf, -7.0], strict=True):
         engine.tell(suggestion.id, score)
     assert engine.oracle._observations()[1].tolist() == [-7.0, -3.0, -7.0, -7.0]
 
 
 def test_a_batch_is_of_different_candidates():
-    engine = make_engine("bayesian", Space(SQUARE, "bayesian"), SQUARE, 10, 0)
+    engine = make_engine("bayesian", Space(SQUARE, "bayesian"), 10, 0)
     for suggestion in engine.ask(4):
         engine.tell(suggestion.id, bowl(suggestion.params))
     batch = engine.ask(3)
@@ -144,9 +150,92 @@ def test_an_oracle_is_freed():
     import gc
     import weakref
 
-    engine = make_engine("bayesian", Space(SQUARE, "bayesian"), SQUARE, 4, 0)
+    engine = make_engine("bayesian", Space(SQUARE, "bayesian"), 4, 0)
     engine.ask(2)
     oracle = weakref.ref(engine.oracle)
     del engine
     gc.collect()
     assert oracle() is None
+
+
+# ---- the contract ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ENGINES)
+def test_the_contract(method):
+    check_engine(lambda space, n, seed: make_engine(method, space, n, seed))
+
+
+@NEEDS_OPTUNA
+def test_a_sampler_of_ones_own_is_asked_too():
+    import optuna
+
+    sampler = optuna.samplers.RandomSampler(seed=3)
+    tried = drive(sampler, SQUARE, 4)
+    assert drive(sampler, SQUARE, 4) == tried  # a copy is asked
+
+
+class Broken(ProposingEngine):
+    """Proposes the same things in turn, whatever the scores."""
+
+    def __init__(self, space, total, seed, patience=0):
+        super().__init__(space, total)
+        self.count = 0
+
+    def _propose(self):
+        self.count += 1
+        return str(self.count), self.space.drawn(
+            lambda key, n: self.count % n, lambda key, n: 0, lambda key: self.count / 100
+        )
+
+    def _end(self, id, score):
+        pass
+
+    def _add(self, coordinates, score):
+        return "known"
+
+
+def test_the_contract_finds_what_is_broken():
+    with pytest.raises(AssertionError, match="12 candidates must be tried once, got 4, 4 different"):
+        check_engine(Broken)
+
+
+# ---- what is known beforehand ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["grid", "random", "bayesian", pytest.param("optuna", marks=NEEDS_OPTUNA)])
+def test_initial_candidates_come_first_and_once(method):
+    initial = [{"a": 2, "b": "s"}, {"a": 0, "b": (1,)}]
+    engine = make_engine(method, Space(SMALL, method), 40, 0, initial=initial)
+    tried = []
+    while suggestions := engine.ask(3):
+        tried += [suggestion.params for suggestion in suggestions]
+        for suggestion in suggestions:
+            engine.tell(suggestion.id, float(suggestion.params["a"]))
+    assert tried[:2] == initial
+    assert len(tried) == len({str(params) for params in tried}) == engine.total == 12
+
+
+@pytest.mark.parametrize("method", ["bayesian", pytest.param("optuna", marks=NEEDS_OPTUNA)])
+def test_an_engine_learns_from_what_it_did_not_suggest(method):
+    rng = np.random.default_rng(0)
+    known = [{"x": x, "y": y} for x, y in rng.random((40, 2))]
+    known = [(params, bowl(params)) for params in known]
+    engine = make_engine(method, Space(SQUARE, method), 8, 0, previous=known)
+    tried = []
+    while suggestions := engine.ask(1):
+        tried += [suggestions[0].params]
+        engine.tell(suggestions[0].id, bowl(tried[-1]))
+    assert len(tried) == 8
+    assert np.mean([bowl(params) for params in tried]) > np.mean([score for _, score in known]) + 0.1
+
+
+def test_candidates_are_encoded_or_refused():
+    space = Space([SMALL, {"n": stats.randint(2, 5)}], "bayesian")
+    for params in ({"a": 3, "b": None}, {"n": 4}):
+        assert space.params(space.encode(params)) == params
+    for params, message in [({"a": 9, "b": None}, "9 is not in the list"), ({"n": 5}, "5 is not between 2 and 4")]:
+        with pytest.raises(ValueError, match=message):
+            space.encode(params)
+    with pytest.raises(ValueError, match="it has the parameters x, and the space a, b or n"):
+        space.encode({"x": 1})

@@ -210,6 +210,80 @@ def test_wrong_arguments_are_refused_before_any_fit(arguments, error, message, m
         TunerSearchCV(TREE, **{"param_distributions": GRID, "method": "random"} | arguments).fit(X, y)
 
 
+def test_what_is_known_beforehand():
+    space = {"x": stats.uniform()}
+    early = TunerSearchCV(Bowl(), space, method="random", n_iter=9, cv=2, random_state=0).fit(X, y)
+    search = TunerSearchCV(
+        Bowl(), space, n_iter=4, cv=2, random_state=1, initial_params=[{"x": 0.9}, {"x": 0.9}], previous=early
+    )
+    tried = [params["x"] for params in search.fit(X, y).cv_results_["params"]]
+    assert tried[0] == 0.9
+    assert len(tried) == len(set(tried)) == 4
+    assert search.best_score_ > early.best_score_
+    for arguments, message in [
+        ({"initial_params": [{"x": 2.0}]}, r"initial_params\[0\] must be a candidate .*: 2.0 is not between 0"),
+        ({"initial_params": [{"y": 2.0}]}, r"initial_params\[0\] .*: it has the parameters y, and the space x"),
+        ({"initial_params": ["x"]}, r"initial_params\[0\] must be a candidate of param_distributions, got 'x'"),
+        ({"previous": early, "method": "random"}, "previous must be None where method='random' does not"),
+        ({"previous": TunerSearchCV(Bowl(), space)}, "previous: search must be fitted"),
+        ({"previous": early, "param_distributions": {"x": [7.0]}}, "previous must have tried candidates .*, got none"),
+    ]:
+        with pytest.raises(ValueError, match=f"^TunerSearchCV: {message}"):
+            clone(search).set_params(**arguments).fit(X, y)
+
+
+def test_a_constraint_is_asked_before_any_fit():
+    seen = []
+
+    def is_positive(estimator):
+        seen.append(estimator.x)
+        return estimator.x > 0
+
+    search = TunerSearchCV(Bowl(), {"x": [-1.0, 0.2, -2.0, 0.4]}, method="grid", cv=2, constraint=is_positive)
+    assert search.fit(X, y).cv_results_["params"] == [{"x": 0.2}, {"x": 0.4}]
+    assert seen == [-1.0, 0.2, -2.0, 0.4]
+    space = {"x": stats.uniform(-1, 2)}
+    learns = TunerSearchCV(Bowl(), space, n_iter=25, cv=2, random_state=0, constraint=is_positive).fit(X, y)
+    assert len(learns.cv_results_["params"]) > 15
+    with pytest.raises(ValueError, match="constraint must leave candidates to try, got none"):
+        search.set_params(constraint=lambda estimator: False).fit(X, y)
+
+
+@pytest.mark.parametrize("method", ["grid", "random", "bayesian"])
+def test_kerastuners_hyperparameters_are_a_space(method):
+    import keras_tuner
+
+    hp = keras_tuner.HyperParameters()
+    hp.Choice("criterion", ["gini", "entropy"])
+    hp.Fixed("splitter", "best")
+    hp.Int("min_samples_leaf", 1, 9, step=4)
+    with hp.conditional_scope("criterion", ["entropy"]):
+        hp.Int("max_depth", 1, 5000, sampling="log")
+        hp.Float("ccp_alpha", 1e-4, 1e-1, sampling="log")
+    search = TunerSearchCV(TREE, hp, method=method, n_iter=12, cv=2, random_state=0).fit(X, y)
+    tried = search.cv_results_["params"]
+    assert len(tried) == (303 if method == "grid" else 12)
+    for params in tried:
+        assert params["splitter"] == "best"
+        assert params["min_samples_leaf"] in (1, 5, 9)
+        assert ("max_depth" in params) == ("ccp_alpha" in params) == (params["criterion"] == "entropy")
+        assert isinstance(params.get("max_depth", 1), int)
+    assert {params["criterion"] for params in tried} == {"gini", "entropy"}
+
+
+def test_an_oracle_or_an_engine_of_ones_own():
+    import keras_tuner
+
+    from kopt.search.engines import FixedEngine
+
+    space = {"x": [0.0, 0.3, 0.6]}
+    oracle = keras_tuner.oracles.RandomSearchOracle(max_trials=1, seed=1)
+    for method in (oracle, lambda space, n, seed: FixedEngine([{"x": 0.3}, {"x": 0.0}], 2)):
+        search = TunerSearchCV(Bowl(), space, method=method, n_iter=3, cv=2).fit(X, y)
+        assert search.best_params_ == {"x": 0.3}
+        assert clone(search).fit(X, y).cv_results_["params"] == search.cv_results_["params"]
+
+
 def test_verbose_1_is_one_bar(capsys):
     search = TunerSearchCV(Bowl(), {"x": [0.3, 1.0, 2.0]}, method="grid", cv=2)
     search.fit(X, y)
