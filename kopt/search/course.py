@@ -1,5 +1,6 @@
 """The course of a search: ask, fit on every fold, tell, until there is no more to ask."""
 
+import collections
 import contextlib
 import itertools
 import math
@@ -97,7 +98,8 @@ class Course:
 
     def _work(self, batch, parallel):
         """Fits trials on the folds that are not done, and tells their scores."""
-        allowed = [trial for trial in batch if trial.fits or self._is_allowed(trial)]
+        refused = {trial.suggestion.id for trial in batch if not (trial.fits or self._is_allowed(trial))}
+        allowed = [trial for trial in batch if trial.suggestion.id not in refused]
         folds = self.project.folds
         todo = [(trial, fold) for trial in allowed for fold in range(len(folds)) if fold not in trial.fits]
         if self.search.verbose > 1:
@@ -118,10 +120,11 @@ class Course:
             for trial, fold in todo
         ]
         in_time = itertools.takewhile(lambda job: not self._is_late, jobs)
-        self._tell(batch, allowed)
+        waiting = collections.deque(batch)
+        self._tell(waiting, refused)
         for (trial, fold), result in zip(todo, parallel(in_time)):  # as long as there are results
             trial.fits[fold] = result
-            self._tell(batch, allowed)
+            self._tell(waiting, refused)
 
     def _is_allowed(self, trial):
         if self.search.constraint is None:
@@ -129,16 +132,19 @@ class Course:
         params = clone(trial.suggestion.params, safe=False)
         return bool(self.search.constraint(clone(self.search.estimator).set_params(**params)))
 
-    def _tell(self, batch, allowed):
+    def _tell(self, waiting, refused):
         """Tells the scores that are due, in the order in which they were asked."""
-        for trial in batch:
-            if trial.score is not None:
-                continue
-            if trial in allowed and len(trial.fits) < len(self.project.folds):
+        while waiting:
+            trial = waiting[0]
+            if trial.suggestion.id in refused:
+                self.study.tell(trial, math.nan)
+            elif len(trial.fits) == len(self.project.folds):
+                self.study.tell(trial, self._score(trial))
+            else:
                 break
-            self.study.tell(trial, self._score(trial) if trial in allowed else math.nan)
+            waiting.popleft()
             self._show()
-        self._discard(self.engine.retired)
+            self._discard(self.engine.retired)
 
     def _discard(self, candidates):
         """Removes the networks of candidates that need them no longer."""
