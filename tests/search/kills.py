@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import random
 import signal
 import sys
@@ -81,11 +82,16 @@ def killed(method, directory, kills, rng):
     return kills
 
 
+def journal(directory):
+    """The records of a search's journal so far."""
+    path = pathlib.Path(directory, "journal.jsonl")
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
 def fits(directory):
     """How often each fold of each suggestion is in the journal."""
-    with open(f"{directory}/journal.jsonl") as file:
-        records = [json.loads(line) for line in file]
-    return [(r["fit"], r["fold"]) for r in records if "fit" in r]
+    return [(record["fit"], record["fold"]) for record in journal(directory) if "fit" in record]
 
 
 def kill_searches(root, kills):
@@ -106,12 +112,12 @@ def kill_a_worker(root):
     """Three processes share a search; one is killed at work."""
     directory = f"{root}/shared"
     workers = [child("random", directory, 0.05) for _ in range(3)]
-    time.sleep(0.4)
-    os.kill(workers[0], signal.SIGKILL)
+    while not any("ask" in record and f"-{workers[0]}-" in record["worker"] for record in journal(directory)):
+        time.sleep(0.01)
+    os.kill(workers[0], signal.SIGKILL)  # at the first of three fits
     statuses = [os.waitpid(pid, 0)[1] for pid in workers]
     assert statuses == [signal.SIGKILL, 0, 0], statuses
-    with open(f"{directory}/journal.jsonl") as file:
-        records = [json.loads(line) for line in file]
+    records = journal(directory)
     names = {record["worker"] for record in records if "worker" in record}
     takes = [record for record in records if "take" in record]
     assert table(fitted("random", directory, 0.05)) == table(fitted("random", None))

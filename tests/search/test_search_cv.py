@@ -128,7 +128,8 @@ def test_several_metrics_without_a_leader(scoring):
 @pytest.mark.parametrize("verbose", [0, 1])
 def test_all_batches_meet_the_same_folds(n_jobs, verbose):
     grid = {"max_depth": [3], "min_samples_leaf": [1] * 9}
-    search = TunerSearchCV(TREE, grid, method="grid", cv=KFold(3, shuffle=True), n_jobs=n_jobs, verbose=verbose)
+    folds = KFold(3, shuffle=True, random_state=np.random.RandomState(0))  # others each time
+    search = TunerSearchCV(TREE, grid, method="grid", cv=folds, n_jobs=n_jobs, verbose=verbose)
     assert len(set(search.fit(X, y).cv_results_["split0_test_score"])) == 1
     assert len({search.cv_results_[f"split{i}_test_score"][0] for i in range(3)}) > 1
 
