@@ -56,3 +56,15 @@ def needs_tensorflow(owner):
             "kopt[gpu] or kopt[tpu]; optimizers and layers also run with KERAS_BACKEND=jax.",
             name=error.name,
         ) from error
+
+
+def pyplot(owner):
+    """Returns `matplotlib.pyplot`; where matplotlib is missing, says which extra brings it."""
+    try:
+        import matplotlib.pyplot as plt
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{type(owner).__name__}.plot needs matplotlib, which is not installed. Install kopt[plot].",
+            name=error.name,
+        ) from error
+    return plt

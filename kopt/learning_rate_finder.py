@@ -6,7 +6,7 @@ from numbers import Integral
 import keras
 import numpy as np
 
-from kopt._checks import check_range
+from kopt._checks import check_range, pyplot
 
 
 class LearningRateFinder:
@@ -71,7 +71,7 @@ class LearningRateFinder:
             ModuleNotFoundError: matplotlib is not installed.
         """
         if ax is None:
-            ax = _pyplot(self).subplots()[1]
+            ax = pyplot(self).subplots()[1]
         lowest, highest = self.smoothed.min(), self.smoothed.max()
         margin = 0.15 * (highest - lowest) or 1.0
         ax.plot(self.rates, self.losses, ".", color="0.7", label="loss of a batch")
@@ -84,17 +84,6 @@ class LearningRateFinder:
 
     def __repr__(self):
         return f"{type(self).__name__}(suggestion={self.suggestion:.3g})"
-
-
-def _pyplot(owner):
-    try:
-        import matplotlib.pyplot as plt
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{type(owner).__name__}.plot needs matplotlib, which is not installed. Install kopt[plot].",
-            name=error.name,
-        ) from error
-    return plt
 
 
 def find_learning_rate(

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from kopt._checks import check_choice
+from kopt._checks import check_choice, pyplot
 from kopt.search.candidates import Candidates
 
 FEWEST = 5
@@ -49,14 +49,7 @@ class _Display(ABC):
     def _axes(self, ax, figsize):
         """Axes to draw on, of which this object keeps track."""
         if ax is None:
-            try:
-                import matplotlib.pyplot as plt
-            except ModuleNotFoundError as error:
-                raise ModuleNotFoundError(
-                    f"{type(self).__name__} needs matplotlib, which is not installed. Install kopt[plot].",
-                    name=error.name,
-                ) from error
-            ax = plt.subplots(figsize=figsize, layout="constrained")[1]
+            ax = pyplot(self).subplots(figsize=figsize, layout="constrained")[1]
         self.ax_, self.figure_ = ax, ax.figure
         return ax
 
@@ -291,11 +284,11 @@ class Pictures:
             directory: as in `tensorboard --logdir directory`.
 
         Raises:
-            ModuleNotFoundError: TensorBoard or TensorFlow is not installed.
+            ModuleNotFoundError: TensorBoard is not installed.
         """
-        from kopt.search.report import write_hparams
+        from kopt.search.tensorboard import write_runs
 
-        write_hparams(self, directory)
+        write_runs(self, directory)
 
 
 def _forest(candidates, owner):

@@ -1,4 +1,4 @@
-"""A search as one HTML file, and as runs of TensorBoard."""
+"""A search as one HTML file."""
 
 import base64
 import html
@@ -89,31 +89,3 @@ def _table(heads, rows, best=None, kind=""):
 
 def _text(value):
     return f"{value:.5g}" if isinstance(value, float) else str(value)
-
-
-def write_hparams(search, directory):
-    """Writes a run of TensorBoard for each candidate of a fitted search."""
-    owner = f"{type(search).__name__}.to_tensorboard"
-    try:
-        import tensorflow as tf
-        from tensorboard.plugins.hparams import api  # pyright: ignore[reportMissingImports]
-    except ModuleNotFoundError as error:
-        name = (error.name or "tensorboard").partition(".")[0]
-        raise ModuleNotFoundError(
-            f"{owner} needs {name}, which is not installed. Try pip install {name}.", name=error.name
-        ) from error
-    if not hasattr(search, "cv_results_"):
-        raise ValueError(f"{owner}: search must be fitted. Call fit before.")
-    results: Any = search.cv_results_
-    metrics = [name for name in results if name.startswith("mean_test_")]
-    for i, params in enumerate(results["params"]):
-        with tf.summary.create_file_writer(str(pathlib.Path(directory) / f"candidate-{i}")).as_default():
-            api.hparams({name: _plain(value) for name, value in params.items()}, trial_id=str(i))
-            for metric in metrics:
-                tf.summary.scalar(metric.removeprefix("mean_test_"), results[metric][i], step=0)
-
-
-def _plain(value):
-    """A value that HParams can write."""
-    value = value.item() if isinstance(value, np.generic) else value
-    return value if isinstance(value, bool | int | float) else str(value)

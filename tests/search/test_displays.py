@@ -135,7 +135,9 @@ def test_clear_errors(search, monkeypatch):
     with pytest.raises(ValueError, match=r"^ImportanceDisplay: search must have at least 5 .*, got 2 and 1\.$"):
         few.plot("importance")
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
-    with pytest.raises(ModuleNotFoundError, match=r"needs matplotlib, which is not installed. Install kopt\[plot\]\.$"):
+    with pytest.raises(
+        ModuleNotFoundError, match=r"\.plot needs matplotlib, which is not installed. Install kopt\[plot\]\.$"
+    ):
         search.plot()
 
 
@@ -161,14 +163,21 @@ def test_tensorboard_is_asked_for_by_name(search, tmp_path, monkeypatch):
         search.to_tensorboard(tmp_path)
 
 
-def test_tensorboard_gets_a_run_for_each_candidate(tmp_path):
+def test_tensorboard_gets_a_run_for_each_candidate(search, tmp_path):
     pytest.importorskip("tensorboard")
-    import tensorflow as tf
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import metadata
 
-    search = TunerSearchCV(Plane(0.1), {"size": [1.0, 2.0], "colour": [None]}, method="grid", cv=2).fit(X, y)
     search.to_tensorboard(tmp_path)
-    for i, score in enumerate(search.cv_results_["mean_test_score"]):
-        events = EventAccumulator(str(tmp_path / f"candidate-{i}")).Reload()
-        (written,) = events.Tensors("score")
-        assert tf.make_ndarray(written.tensor_proto) == pytest.approx(score, rel=1e-6)
+    scores = search.cv_results_["mean_test_score"]
+    for row in (0, int(np.flatnonzero(np.isnan(scores))[0])):
+        run = EventAccumulator(str(tmp_path / f"candidate-{row}")).Reload()
+        (written,) = run.Scalars("mean_test_score")
+        np.testing.assert_allclose(written.value, scores[row], rtol=1e-6)
+        begin, end = (
+            run.SummaryMetadata(tag).plugin_data.content
+            for tag in (metadata.SESSION_START_INFO_TAG, metadata.SESSION_END_INFO_TAG)
+        )
+        assert set(metadata.parse_session_start_info_plugin_data(begin).hparams) == set(SPACE)
+        status = metadata.parse_session_end_info_plugin_data(end).status
+        assert status == (2 if np.isnan(scores[row]) else 1)  # the plugin's numbers of failure and success
