@@ -20,6 +20,7 @@ SMALL = {
     "larger_than_memory.py": ["--rows", "20000", "--epochs", "1"],
     "mixed_columns.py": ["--epochs", "4"],
     "noisy_labels.py": ["--epochs", "8"],
+    "tune_pipeline.py": ["--candidates", "5"],
 }
 """Arguments with which an example takes a few seconds, where without any it takes more."""
 BLOCK = re.compile(r"^(?P<indent> *)```python\n(?P<code>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
