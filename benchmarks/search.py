@@ -1,7 +1,7 @@
 """Searches: how good a Bayesian one is and what a proposal takes, what it does in traps, and what a search costs.
 
 python benchmarks/search.py
-python benchmarks/search.py --tables quality --seeds 10
+python benchmarks/search.py --tables quality --sides kopt random   # KerasTuner's takes twenty minutes
 python benchmarks/search.py --tables cost traps grid memory
 
 CPU seconds are of one BLAS thread. Optuna takes part where it is installed.
@@ -136,7 +136,7 @@ def drive(make, spec, n, seed, score):
 
 
 def quality(asked):
-    table = Table("function", "minimum", *SIDES, title=f"best of {TRIALS}: median [quartiles] of {asked.seeds} seeds")
+    table = Table("function", "minimum", *SIDES, title=f"best of {TRIALS}: median and quartiles of {asked.seeds} seeds")
     for name, (function, spec, minimum) in FUNCTIONS.items():
         row = []
         for make in SIDES.values():
@@ -275,9 +275,12 @@ TABLES = {"quality": quality, "cost": cost, "traps": traps, "grid": grid, "memor
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--turns", type=int, default=3)
     asked = parser.parse_args()
+    for name in SIDES.keys() - asked.sides:
+        del SIDES[name]
     for name in asked.tables:
         with threadpool_limits(1 if name in ("quality", "cost", "traps") else None):
             Console(width=160).print(TABLES[name](asked))
