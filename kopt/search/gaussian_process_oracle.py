@@ -25,7 +25,7 @@ class GaussianProcessOracle(keras_tuner.Oracle):
 
     It has a length scale for each hyperparameter and learns the noise of scores. Categories are told from numbers, and
     a conditional hyperparameter counts only where it is active. Nothing is proposed twice: a finite space is exhausted
-    once, and the search stops. A failed trial, or one without a finite score, counts as the worst one so far, so that
+    once, and the search stops. A failed trial, or one without a finite score, counts as worse than all others, so that
     its region is left. Trials that still run count as what the process expects of them, so that workers get different
     proposals.
 
@@ -104,12 +104,10 @@ class GaussianProcessOracle(keras_tuner.Oracle):
             yield from axes.all_values()
 
     def _observations(self):
-        """The values of trials that ended, and their scores, greater is better; failures as bad as the worst."""
+        """The values of trials that ended, and their scores, greater is better; not finite where they failed."""
         ended = [self.trials[id] for id in self.end_order]
         sign = 1.0 if self.objective.direction == "max" else -1.0
         scores = [sign * t.score if t.status == "COMPLETED" and t.score is not None else math.nan for t in ended]
-        worst = min(filter(math.isfinite, scores), default=0.0)
-        scores = [score if math.isfinite(score) else worst for score in scores]
         return [trial.hyperparameters.values for trial in ended], np.array(scores)
 
     def _ranked(self, axes, done, scores, rng):
@@ -119,7 +117,7 @@ class GaussianProcessOracle(keras_tuner.Oracle):
         if self._theta is not None and len(self._theta) == len(process.theta):
             process.theta = self._theta
         features = axes.features(points)
-        scores = compressed(scores)
+        scores = settled(scores)
         process.fit(features, scores)
         self._theta = process.theta
         best = scores.max()
@@ -175,6 +173,16 @@ class GaussianProcessOracle(keras_tuner.Oracle):
 def initial_points(width, n_iter):
     """How many candidates to scatter before a process is asked: four and one for each parameter, if they are few."""
     return max(3, min(width + 4, n_iter // 3))
+
+
+def settled(scores):
+    """Compressed scores to learn from; a failure lies as far below the worst score as that lies below the best."""
+    good = np.isfinite(scores)
+    if not good.any():
+        return np.zeros(len(scores))
+    found = compressed(np.where(good, scores, scores[good].min()))
+    worst = found[good].min()
+    return np.where(good, found, 2 * worst - found.max())
 
 
 def compressed(scores):

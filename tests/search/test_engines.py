@@ -89,11 +89,17 @@ def test_a_region_that_fails_is_left(bad):
     assert sum(params["x"] >= 0.6 for params in tried[6:]) <= 1
 
 
-def test_failures_count_as_the_worst_score():
+def test_failures_count_as_worse_than_the_worst():
+    from kopt.search.gaussian_process_oracle import settled
+
     engine = make_engine("bayesian", Space(SQUARE, "bayesian"), 9, 0)
     for suggestion, score in zip(engine.ask(4), [math.nan, -3.0, math.inf, -7.0], strict=True):
         engine.tell(suggestion.id, score)
-    assert engine.oracle._observations()[1].tolist() == [-7.0, -3.0, -7.0, -7.0]
+    found = settled(engine.oracle._observations()[1])
+    assert found[1] == -3.0
+    assert found[0] == found[2] == pytest.approx(2 * found[3] - found[1])
+    assert found[3] < found[1]
+    assert settled(np.array([math.nan, math.inf])).tolist() == [0.0, 0.0]
 
 
 def test_a_batch_is_of_different_candidates():
