@@ -12,7 +12,7 @@ HALVING = ("hyperband", "asha")
 SETTLED = ("grid", "random", *HALVING)
 """Methods whose candidates do not depend on scores."""
 PATIENCE = 50
-"""After so many proposals in a row that repeat others, a proposer counts as having no more."""
+"""After so many proposals in a row that repeat others, nobody is asked for more."""
 
 
 class Suggestion(NamedTuple):
@@ -85,7 +85,8 @@ class FixedEngine(Engine):
 class ProposingEngine(Engine):
     """An engine around something that proposes coordinates, and may propose the same again.
 
-    A candidate that is proposed again is not suggested again: who proposed it is told the score that it had.
+    A candidate that is proposed again is not suggested again: who proposed it is told the score that it had. One who
+    only repeats himself is not asked any more: the rest is drawn at random.
 
     Args:
         space: the `Space`.
@@ -98,23 +99,26 @@ class ProposingEngine(Engine):
         self.space, self.total = space, total
         self._proposals = {}  # of each candidate, by identity: those that are it, the first of which is suggested
         self._scores, self._repeats = {}, 0
+        self._drawn, self._rest = {}, None
 
     def ask(self, n):
         """Returns at most `n` suggestions."""
         suggestions = []
         with self._calm():
-            while len(suggestions) < n and len(self._proposals) < self.total and self._repeats < PATIENCE:
-                if (proposal := self._propose()) is None:
+            while len(suggestions) < n and len(self._proposals) < self.total:
+                proposal = self._propose() if self._repeats < PATIENCE else self._draw()
+                if proposal is None:
                     break
                 id, coordinates = proposal
                 codes = self.space.codes(coordinates)
                 same = self._proposals.setdefault(self.space.identity(codes), [])
                 same.append(id)
-                self._repeats = self._repeats + 1 if len(same) > 1 else 0
                 if len(same) == 1:
                     suggestions.append(Suggestion(id, self.space.params(codes)))
                 elif same[0] in self._scores:
                     self._end(id, self._scores[same[0]])
+                if self._repeats < PATIENCE:
+                    self._repeats = self._repeats + 1 if len(same) > 1 else 0
         return suggestions
 
     def tell(self, id, score):
@@ -122,7 +126,20 @@ class ProposingEngine(Engine):
         self._scores[id] = score
         with self._calm():
             for each in next(same for same in self._proposals.values() if same[0] == id):
-                self._end(each, score)
+                if each not in self._drawn:
+                    self._end(each, score)
+
+    def _draw(self):
+        """A name and the coordinates of a candidate that was never proposed, or None."""
+        if self._rest is None:
+            n = self.space.size if math.isfinite(self.space.size) else self.total
+            self._rest = self.space.draws(n, 0, set(self._proposals))
+        codes = next(self._rest, None)
+        if codes is None:
+            return None
+        id = f"drawn {len(self._drawn)}"
+        self._drawn[id] = self.space.coordinates(codes)
+        return id, self._drawn[id]
 
     def observe(self, params, score):
         """Takes the score of a candidate that it did not suggest, and will not suggest."""
