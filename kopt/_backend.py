@@ -117,17 +117,6 @@ def sketching():
         global_state.set_global_attribute("uninitialized_variables", waiting)
 
 
-def in_one_thread():
-    """A context in which TensorFlow's functions, traced and called, run their operations one by one in one thread.
-
-    That spares small operations a scheduler. A TensorFlow without this executor runs them by its usual one.
-    """
-    from tensorflow.python.eager import context
-
-    executor = getattr(context, "function_executor_type", None)
-    return contextlib.nullcontext() if executor is None else executor("SINGLE_THREADED_EXECUTOR")
-
-
 def outside_the_trace():
     """A context in which variables are made and assigned at once, even while a function is being traced.
 

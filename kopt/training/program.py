@@ -1,6 +1,5 @@
 """A network's training and prediction, compiled: an epoch is one program over rows that lie on the device."""
 
-import contextlib
 import functools
 import math
 import threading
@@ -10,9 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kopt._backend import in_one_thread
 from kopt.distribute import strategy as distributed
-from kopt.training import losses, oracle, serial
+from kopt.training import losses, oracle
 from kopt.training.epochs import over_batches
 from kopt.training.model import minimizers, whole_batch
 from kopt.training.several import within
@@ -58,13 +56,7 @@ class Program:
         self._hidden = {}
         self._unused = [v.numpy() for v in self.variables[len(self.weights) :]]
         order, batch_size = tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.int32)
-        self._compiled_epoch = tf.function(self._epoch, [*rows, order, batch_size], autograph=False)
-        self._serial = distributed.replicas(strategy) == 1 and serial.pays(model, self.optimizer)
-
-    def epoch(self, *arguments):
-        """Trains on rows, targets and weights in an order, by batches, and returns the sum of w · loss."""
-        with in_one_thread() if self._serial else contextlib.nullcontext():  # tracing, at the first call, as well
-            return self._compiled_epoch(*arguments)
+        self.epoch = tf.function(self._epoch, [*rows, order, batch_size], autograph=False)
 
     @functools.cached_property
     def predict(self):

@@ -18,7 +18,7 @@ y = (X.sum(1) > 0).astype(int)
 def compiled():
     """How many programs there are, and how often their epochs were traced."""
     programs = network.PROGRAMS._values.values()
-    return len(programs), sum(program._compiled_epoch.experimental_get_tracing_count() for program in programs)
+    return len(programs), sum(program.epoch.experimental_get_tracing_count() for program in programs)
 
 
 def fitted(seed=0, **parameters):

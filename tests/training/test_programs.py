@@ -39,7 +39,7 @@ def equal(a, b):
 
 
 def traces():
-    return sum(p._compiled_epoch.experimental_get_tracing_count() for p in network.PROGRAMS._values.values())
+    return sum(p.epoch.experimental_get_tracing_count() for p in network.PROGRAMS._values.values())
 
 
 def test_like_fits_compile_once():
