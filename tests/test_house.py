@@ -150,13 +150,11 @@ def test_constructing_an_estimator_imports_no_keras():
     assert not {"tensorflow", "keras", "keras_tuner"} & set(run_python(code).split())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SAM", "Model", "minimize", "layers", "schedules", "testing", "KerasClassifier"])
 def test_a_name_may_be_the_first_that_is_used(name):
     assert run_python(f"import kopt; print(kopt.{name} is not None)") == "True\n"
 
 
-@pytest.mark.slow
 def test_floatx_may_be_set_after_the_import():
     """To make a layer or to ask for Keras's dtype policy settles it."""
     code = (

@@ -49,8 +49,8 @@ class Course:
         self.study = Study(engine, project.journal, project.worker)
         self.engine, self.ladder = engine, plan.ladder
         self.leader = search.refit if isinstance(search.refit, str) else None
-        if engine.learns and isinstance(search.scoring, list | tuple | dict):
-            self._require_leader(self.leader)
+        if engine.learns and isinstance(search.scoring, list | tuple | dict) and self.leader is None:
+            self._refuse_to_lead()
         self._began, self._gone = time.monotonic(), frozenset()
 
     def run(self):
@@ -160,17 +160,16 @@ class Course:
         if several is not None:
             if self.leader not in several:
                 if self.engine.learns:
-                    self._require_leader(None)
+                    self._refuse_to_lead()
                 return math.nan
             scores = [score[self.leader] if isinstance(score, dict) else score for score in scores]
         return float(np.mean(scores))
 
-    def _require_leader(self, leader):
-        if leader is None:
-            raise ValueError(
-                f"TunerSearchCV: refit must name the metric that leads the search where "
-                f"method={self.search.method!r} and there are several, got {self.search.refit!r}."
-            )
+    def _refuse_to_lead(self):
+        raise ValueError(
+            f"TunerSearchCV: refit must name the metric that leads the search where method={self.search.method!r} and "
+            f"there are several, got {self.search.refit!r}."
+        )
 
 
 @contextlib.contextmanager

@@ -77,7 +77,7 @@ class SearchProgressDisplay(_Display):
         if failed.any():
             bottom = ax.get_ylim()[0]
             ax.plot(numbers[failed], np.full(failed.sum(), bottom), "x", color="C3", clip_on=False, label="failed")
-        ax.set(xlabel="candidate", ylabel=_title(self.metric))
+        ax.set(xlabel="candidate", ylabel=self.metric)
         ax.locator_params("x", integer=True)
         ax.legend(loc="lower right")
         return self
@@ -130,7 +130,7 @@ class ParallelCoordinatesDisplay(_Display):
         ax.set_xlim(-0.1, n - 0.5)
         for side in ("left", "right", "top", "bottom"):
             ax.spines[side].set_visible(False)
-        ax.figure.colorbar(cmap, ax=ax, label=_title(self.metric), extend="min", pad=0.02)
+        ax.figure.colorbar(cmap, ax=ax, label=self.metric, extend="min", pad=0.02)
         ax.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=8)
         return self
 
@@ -188,12 +188,12 @@ class SurrogateDisplay(_Display):
                 ax.plot(grid, self.mean, label=label)
             low = min(self.mean.min(), np.quantile(scores, 0.1))
             ax.set_ylim(low - 0.1 * (scores.max() - low) - 1e-9, scores.max() + 0.1 * (scores.max() - low) + 1e-9)
-            ax.set_ylabel(_title(self.metric))
+            ax.set_ylabel(self.metric)
             ax.legend(loc="best", fontsize=8)
         else:
             image = ax.pcolormesh(*self.grids, self.mean, shading="nearest", cmap="viridis")
             ax.plot(*codes, "o", markersize=4, markerfacecolor="none", color="white", label="candidates")
-            ax.figure.colorbar(image, ax=ax, label=_title(self.metric))
+            ax.figure.colorbar(image, ax=ax, label=self.metric)
             _label(ax, "y", self.columns[1])
         _label(ax, "x", self.columns[0])
         return self
@@ -233,7 +233,7 @@ class ImportanceDisplay(_Display):
         ax.barh(range(len(self.names)), self.importances, xerr=self.deviations, color="C0", ecolor="0.4", capsize=3)
         ax.set_yticks(range(len(self.names)), self.labels)
         ax.invert_yaxis()
-        ax.set(xlabel=f"share in {_title(self.metric)}", xlim=(min(0, self.importances.min()), None))
+        ax.set(xlabel=f"share in {self.metric}", xlim=(min(0, self.importances.min()), None))
         return self
 
 
@@ -315,7 +315,3 @@ def _label(ax, axis, column):
     if axis == "x" and column.names and sum(map(len, column.names)) > 40:
         ax.tick_params("x", rotation=20)
     getattr(ax, f"set_{axis}label")(column.label)
-
-
-def _title(metric):
-    return "score" if metric == "score" else metric

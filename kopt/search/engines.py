@@ -62,7 +62,18 @@ class Engine(Protocol):
         Raises:
             ValueError: the engine has no use for it.
         """
-        raise ValueError(f"{type(self).__name__}: initial_params and previous must be left out, for it takes neither.")
+        raise ValueError(f"TunerSearchCV: previous must be None where the engine is a {type(self).__name__}.")
+
+    def begin_with(self, candidates: list[dict]) -> None:
+        """Takes the candidates to suggest first.
+
+        Raises:
+            ValueError: the engine does not take any.
+        """
+        who = type(self).__name__
+        raise ValueError(
+            f"TunerSearchCV: initial_params must be empty where the engine is a {who}, got {candidates!r}."
+        )
 
 
 class FixedEngine(Engine):
@@ -86,7 +97,8 @@ class ProposingEngine(Engine):
     """An engine around something that proposes coordinates, and may propose the same again.
 
     A candidate that is proposed again is not suggested again: who proposed it is told the score that it had. One who
-    only repeats himself is not asked any more: the rest is drawn at random.
+    only repeats himself is not asked any more: the rest is drawn at random. He is told of candidates that are not his,
+    those to begin with and those that were drawn, when their scores are known.
 
     Args:
         space: the `Space`.
@@ -99,14 +111,15 @@ class ProposingEngine(Engine):
         self.space, self.total = space, total
         self._proposals = {}  # of each candidate, by identity: those that are it, the first of which is suggested
         self._scores, self._repeats = {}, 0
-        self._drawn, self._rest = {}, None
+        self._given, self._rest = [], None
+        self._others = {}  # the coordinates of what was suggested and not proposed, by name
 
     def ask(self, n):
         """Returns at most `n` suggestions."""
         suggestions = []
         with self._calm():
             while len(suggestions) < n and len(self._proposals) < self.total:
-                proposal = self._propose() if self._repeats < PATIENCE else self._draw()
+                proposal = self._next()
                 if proposal is None:
                     break
                 id, coordinates = proposal
@@ -126,26 +139,37 @@ class ProposingEngine(Engine):
         self._scores[id] = score
         with self._calm():
             for each in next(same for same in self._proposals.values() if same[0] == id):
-                if each not in self._drawn:
+                if each in self._others:
+                    self._add(self._others[each], score)
+                else:
                     self._end(each, score)
 
-    def _draw(self):
-        """A name and the coordinates of a candidate that was never proposed, or None."""
+    def begin_with(self, candidates):
+        """Takes the candidates to suggest first."""
+        self._given = [self.space.encode(params) for params in candidates]
+
+    def _next(self):
+        """A name and coordinates: of what is given, then of what is proposed, then of what nobody proposed; or None."""
+        if self._given:
+            return self._other(self._given.pop(0))
+        if self._repeats < PATIENCE:
+            return self._propose()
         if self._rest is None:
             n = self.space.size if math.isfinite(self.space.size) else self.total
             self._rest = self.space.draws(n, 0, set(self._proposals))
         codes = next(self._rest, None)
-        if codes is None:
-            return None
-        id = f"drawn {len(self._drawn)}"
-        self._drawn[id] = self.space.coordinates(codes)
-        return id, self._drawn[id]
+        return None if codes is None else self._other(codes)
+
+    def _other(self, codes):
+        id = f"other {len(self._others)}"
+        self._others[id] = self.space.coordinates(codes)
+        return id, self._others[id]
 
     def observe(self, params, score):
         """Takes the score of a candidate that it did not suggest, and will not suggest."""
         codes = self.space.encode(params)
         identity = self.space.identity(codes)
-        if identity not in self._proposals and math.isfinite(score):
+        if identity not in self._proposals:
             with self._calm():
                 id = self._add(self.space.coordinates(codes), score)
             self._proposals[identity], self._scores[id] = [id], score
@@ -220,39 +244,12 @@ def make_engine(method, space, n_iter, random_state, *, ladder=None, initial=(),
         engine = KerasTunerEngine(make_oracle(method, space, total, random_state), space, total)
     for params, score in previous:
         engine.observe(params, score)
-    return InitialEngine(engine, initial) if initial else engine
+    if initial:
+        engine.begin_with(initial)
+    return engine
 
 
 def _first(initial, space, codes):
     """The parameters of some candidates, then of all others."""
     known = {space.identity(space.encode(params)) for params in initial}
     return itertools.chain(initial, (space.params(each) for each in codes if space.identity(each) not in known))
-
-
-class InitialEngine(Engine):
-    """Some candidates first, from which another engine learns before it is asked.
-
-    Args:
-        engine: an engine that may `observe`.
-        initial: the candidates.
-    """
-
-    learns = True
-
-    def __init__(self, engine, initial):
-        self._engine, self._waiting = engine, [Suggestion(f"initial {i}", p) for i, p in enumerate(initial)]
-        self._initial = {suggestion.id: suggestion.params for suggestion in self._waiting}
-        self.total = engine.total
-        engine.total -= len(initial)
-
-    def ask(self, n):
-        """Returns the first candidates, then the engine's."""
-        first, self._waiting = self._waiting[:n], self._waiting[n:]
-        return first or self._engine.ask(n)
-
-    def tell(self, id, score):
-        """Tells the engine."""
-        if id in self._initial:
-            self._engine.observe(self._initial[id], score)
-        else:
-            self._engine.tell(id, score)

@@ -31,8 +31,8 @@ class Rungs(NamedTuple):
     def attach(self, estimator, path):
         """Makes the estimator with the resource go on from a file and leave one, if it can.
 
-        kopt's estimators can; they, and all others, train from the beginning where they stop early or have callbacks,
-        whose state no file has. The result is the same, later.
+        kopt's estimators can, unless they stop early or have callbacks, whose state no file has. These, all others, and
+        those that a meta-estimator clones train from the beginning: to the same result, later, where they have a seed.
         """
         owner = estimator.get_params()[self.resource.rpartition("__")[0]] if "__" in self.resource else estimator
         if hasattr(owner, "_go_on_at") and not (owner.early_stopping or owner.callbacks):

@@ -94,7 +94,7 @@ class GaussianProcess:
 
     def _mixed(self, k_h, k_x):
         both, alone, product = self._mix
-        return product * k_x if isinstance(k_h, float) else both * k_h + alone * k_x + product * k_h * k_x
+        return both * k_h + alone * k_x + product * k_h * k_x
 
     def _loss(self, theta, distances, z):
         """The negative logarithm of the posterior density of theta, less a constant, and its gradient."""
@@ -113,12 +113,10 @@ class GaussianProcess:
         slope = inverse - np.outer(alpha, alpha)  # twice the derivative of the loss by the matrix
         gradient = np.empty_like(theta)
         both, alone, product = self._mix
-        by_squares = {True: -k_h * (both + product * k_x), False: slope_x * (alone + product * k_h)}
-        for kind, part in (
-            (True, self._h),
-            (False, ~self._h),
-        ):  # a sum of d² / l² has the derivative -2 d² / l² by log l
-            gradient[:p][part] = -weights[part] * np.tensordot(distances[part], amplitude * slope * by_squares[kind], 2)
+        by_h, by_x = -k_h * (both + product * k_x), slope_x * (alone + product * k_h)
+        for part, by_squares in ((self._h, by_h), (~self._h, by_x)):
+            # A sum of d² / l² has the derivative -2 d² / l² by log l.
+            gradient[:p][part] = -weights[part] * np.tensordot(distances[part], amplitude * slope * by_squares, 2)
         gradient[-2] = (slope * k).sum() / 2
         gradient[-1] = np.trace(slope) * noise / 2
         mean, deviation = (np.array([each[0]] * p + [*each[1:]]) for each in (MEANS, DEVIATIONS))

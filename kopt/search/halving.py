@@ -102,9 +102,9 @@ class Hyperband(Engine):
         self.retired |= {climber.name for climber in self._done} - {climber.name for climber in best}
         self._queue, self._done, self._size, self._budgets = best, [], len(best), self._budgets[1:]
         while not self._queue and self._brackets:
-            self._budgets, self._size = self._brackets.pop(0)
-            self._length = len(self._budgets)
-            self._queue = self._new(self._size)
+            self._budgets, planned = self._brackets.pop(0)
+            self._queue, self._length = self._new(planned), len(self._budgets)
+            self._size = len(self._queue)  # fewer where the space ends
 
     def _new(self, n):
         fresh = [_Climber(str(self._count + i), params) for i, (_, params) in enumerate(zip(range(n), self._draws))]

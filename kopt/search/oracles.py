@@ -74,6 +74,11 @@ def make_oracle(method, space, n_iter, random_state):
         seed = int(check_random_state(random_state).randint(2**31 - 1))
         initial = initial_points(space.width, n_iter)
         return GaussianProcessOracle(keras_tuner.Objective("score", "max"), n_iter, initial, seed)
+    if isinstance(method, keras_tuner.oracles.HyperbandOracle):
+        who = type(method).__name__
+        raise ValueError(
+            f"TunerSearchCV: method must be 'hyperband', which has budgets for folds, got KerasTuner's {who}."
+        )
     oracle = copy.deepcopy(method)
     oracle.objective = oracle.objective or keras_tuner.Objective("score", "max")
     return oracle

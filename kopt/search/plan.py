@@ -55,6 +55,8 @@ def plan_of(search):
 
 def _initial(search, space):
     """The candidates to try first, without repeats."""
+    if not isinstance(search.initial_params, list | tuple):
+        raise TypeError(f"TunerSearchCV: initial_params must be a list of dicts, got {search.initial_params!r}.")
     found = {}
     for i, params in enumerate(search.initial_params):
         try:
@@ -71,8 +73,8 @@ def _previous(search, space):
     """What an earlier search knows of candidates of this one."""
     if search.method in SETTLED:
         raise ValueError(
-            f"TunerSearchCV: previous must be None where method={search.method!r} does not learn from it. "
-            "Try method='bayesian'."
+            f"TunerSearchCV: previous must be None where method={search.method!r} does not learn from it, got a "
+            f"{type(search.previous).__name__}. Try method='bayesian'."
         )
     known = Candidates(
         search.previous, search.refit if isinstance(search.refit, str) else None, "TunerSearchCV: previous"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from sklearn.model_selection import ParameterGrid, ParameterSampler
 
-from kopt.search.hyperparameters import scopes_of
+from kopt.search.hyperparameters import FEW, scopes_of
 from kopt.search.texts import plain
 
 # Repeats in a row after which a space with discrete distributions counts as exhausted. Lists are exact.
@@ -17,8 +17,6 @@ PATIENCE = 1000
 SCOPE = "scope"
 DRAWING = ("random", "hyperband", "asha")
 """Methods that draw their candidates, and need no coordinates."""
-FEW = 1000
-"""Uniform distributions of no more integers are listed for an oracle."""
 
 
 class Dimension(ABC):

@@ -72,11 +72,6 @@ class Study:
             if trial.score is None:
                 self._do({"tell": trial.suggestion.id, "score": score})
 
-    def catch_up(self):
-        """Learns what others have done."""
-        with self._turn():
-            pass
-
     def _is_left(self, trial):
         if self.worker is None or trial.score is not None or trial.worker == self._me:
             return False

@@ -222,7 +222,6 @@ def weights_after(optimizer, epochs=5, rows=24, **how):
     return np.concatenate([w.ravel() for w in model.get_weights()])
 
 
-@pytest.mark.slow
 def test_eager_graph_and_xla_agree(float64):
     ends = [
         weights_after(kopt.LevenbergMarquardt(), **how)
@@ -232,7 +231,6 @@ def test_eager_graph_and_xla_agree(float64):
     np.testing.assert_allclose(ends[2], ends[0], rtol=1e-8)
 
 
-@pytest.mark.slow
 def test_conjugate_gradients_solve_what_qr_does(float64):
     exact = weights_after(kopt.LevenbergMarquardt(scaling="identity"), run_eagerly=True)
     optimizer = kopt.LevenbergMarquardt(solver="cg", tolerance=1e-10)

@@ -81,7 +81,6 @@ def test_newton_cg_takes_no_more_iterations_than_scipys(name):
         assert descent.values[-1] <= 1e-8
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kopt.Newton, kopt.NysNewtonCG], ids=lambda cls: cls.__name__)
 @pytest.mark.parametrize("name", ["rosenbrock2", "beale", "wood", "helical_valley", "powell_singular"])
 def test_second_order_steps_take_no_more_iterations_than_scipys_trust_region(kind, name):
@@ -205,7 +204,6 @@ def test_the_best_iterate_on_the_way_back_is_taken(values, row, looks):
     assert float(found[1]) == values[row]
 
 
-@pytest.mark.slow
 def test_the_last_step_is_where_the_next_begins():
     """With the limit of a product, the second step stays on the line of the first unless it begins from its decay."""
     optimizer = kopt.HessianFree(max_products=1, decay=0.5)
@@ -246,7 +244,6 @@ def test_a_step_that_does_not_descend_is_the_gradients():
 
 
 @each
-@pytest.mark.slow
 def test_each_hyperparameter_changes_the_path(kind):
     names = {p.name for p in inspect.signature(kind).parameters.values() if p.kind is not p.VAR_KEYWORD}
     assert names - {"max_size"} == {"learning_rate", *FAMILY[kind]}
@@ -277,7 +274,6 @@ def test_a_learning_rate_of_zero_moves_nothing_and_nan_is_no_step(kind):
 
 
 @each
-@pytest.mark.slow
 def test_there_is_no_nan_at_the_minimum(kind):
     for name, minimum in (("quadratic100", 0), ("beale", [3, 0.5])):
         descent = run(made(kind), name, 60)

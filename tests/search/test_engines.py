@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kopt.search.engines import ProposingEngine, make_engine
+from kopt.search.engines import FixedEngine, ProposingEngine, make_engine
 from kopt.search.space import Space
 from kopt.testing import check_engine
 
@@ -152,6 +152,30 @@ def test_an_oracle_of_ones_own_is_asked_too():
         assert oracle.trials == {}  # a copy is asked
 
 
+@pytest.mark.parametrize("direction", ["min", "max"])
+def test_an_oracles_best_trial_is_the_best_candidate(direction):
+    import keras_tuner
+
+    def score(params):
+        return params["a"] + len(str(params["b"])) / 10
+
+    oracle = keras_tuner.oracles.RandomSearchOracle(keras_tuner.Objective("loss", direction), seed=1)
+    engine = make_engine(oracle, Space(SMALL, oracle), 7, 0)
+    suggestions = engine.ask(7)
+    for suggestion in suggestions:
+        engine.tell(suggestion.id, score(suggestion.params))
+    (best,) = engine.oracle.get_best_trials(1)
+    assert best.trial_id == max(suggestions, key=lambda suggestion: score(suggestion.params)).id
+
+
+def test_keras_tuners_hyperband_is_refused():
+    import keras_tuner
+
+    oracle = keras_tuner.oracles.HyperbandOracle(keras_tuner.Objective("loss", "min"))
+    with pytest.raises(ValueError, match=r"method must be 'hyperband', .*, got KerasTuner's HyperbandOracle\.$"):
+        make_engine(oracle, Space(SMALL, oracle), 7, 0)
+
+
 def test_an_oracle_is_freed():
     import gc
     import weakref
@@ -225,6 +249,32 @@ def test_initial_candidates_come_first_and_once(method):
             engine.tell(suggestion.id, float(suggestion.params["a"]))
     assert tried[:2] == initial
     assert len(tried) == len({str(params) for params in tried}) == engine.total == 12
+
+
+@pytest.mark.parametrize("method", ["bayesian", pytest.param("optuna", marks=NEEDS_OPTUNA)])
+def test_initial_candidates_may_fail_and_wait(method):
+    """They are not proposed again, though they failed, or have no score yet."""
+    initial = [{"a": 2, "b": "s"}, {"a": 0, "b": (1,)}]
+    engine = make_engine(method, Space(SMALL, method), 40, 0, initial=initial)
+    failed, waiting = engine.ask(2)
+    assert [failed.params, waiting.params] == initial
+    engine.tell(failed.id, math.nan)
+    tried = [*initial]
+    while suggestions := engine.ask(1):
+        tried += [suggestions[0].params]
+        engine.tell(suggestions[0].id, 0.5)
+    engine.tell(waiting.id, 0.7)
+    assert len(tried) == len({str(params) for params in tried}) == 12
+
+
+def test_an_engine_without_use_for_them_refuses_what_is_known_beforehand():
+    fixed = FixedEngine([], 0)
+    for known, message in [
+        ({"initial": [{"a": 2, "b": "s"}]}, "initial_params must be empty where the engine is a FixedEngine, got"),
+        ({"previous": [({"a": 2, "b": "s"}, 1.0)]}, "previous must be None where the engine is a FixedEngine"),
+    ]:
+        with pytest.raises(ValueError, match=f"^TunerSearchCV: {message}"):
+            make_engine(lambda space, n, seed: fixed, Space(SMALL, "bayesian"), 4, 0, **known)
 
 
 @pytest.mark.parametrize("method", ["bayesian", pytest.param("optuna", marks=NEEDS_OPTUNA)])

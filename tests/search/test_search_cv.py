@@ -22,6 +22,7 @@ from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 from sklearn.utils.estimator_checks import check_estimator
 
+from kopt import KerasClassifier
 from kopt.search import TunerSearchCV
 
 X, y = load_iris(return_X_y=True)
@@ -199,6 +200,7 @@ def test_all_fits_failing_raises(method):
         ({"method": "genetic"}, ValueError, "method must be one of 'grid', 'random', .*, got 'genetic'."),
         ({"n_iter": 0}, ValueError, r"n_iter must be an integer in \[1, inf\), got 0."),
         ({"n_iter": 2.5}, TypeError, r"n_iter must be an integer in \[1, inf\), got 2.5."),
+        ({"param_distributions": {"maxdepth": [1]}}, ValueError, "got 'maxdepth'. Did you mean 'max_depth'"),
         ({"param_distributions": {"deep": [1]}}, ValueError, "parameters of DecisionTreeClassifier, got 'deep'."),
         ({"param_distributions": [GRID, {"a__b": [1]}]}, ValueError, "got 'a__b'. Its get_params"),
         ({"param_distributions": {"max_depth": []}}, ValueError, "at least one value"),
@@ -224,6 +226,7 @@ def test_what_is_known_beforehand():
     for arguments, message in [
         ({"initial_params": [{"x": 2.0}]}, r"initial_params\[0\] must be a candidate .*: 2.0 is not between 0"),
         ({"initial_params": [{"y": 2.0}]}, r"initial_params\[0\] .*: it has the parameters y, and the space x"),
+        ({"initial_params": [{"x": "one"}]}, r"initial_params\[0\] .*: 'one' is no number"),
         ({"initial_params": ["x"]}, r"initial_params\[0\] must be a candidate of param_distributions, got 'x'"),
         ({"previous": early, "method": "random"}, "previous must be None where method='random' does not"),
         ({"previous": TunerSearchCV(Bowl(), space)}, "previous: search must be fitted"),
@@ -234,6 +237,63 @@ def test_what_is_known_beforehand():
     ]:
         with pytest.raises(ValueError, match=f"^TunerSearchCV: {message}"):
             clone(search).set_params(**arguments).fit(X, y)
+
+
+def test_a_networks_names_are_checked_before_any_fit(monkeypatch):
+    monkeypatch.setattr("kopt.search.evaluation._fit_and_score", lambda *args, **kwargs: pytest.fail("fitted"))
+    for name, owner, near in [
+        ("optimizer__learnin_rate", "Adam", "learning_rate"),
+        ("model__drop_out", "mlp", "dropout"),
+    ]:
+        search = TunerSearchCV(KerasClassifier(), {name: [0.1]}, method="grid")
+        with pytest.raises(ValueError, match=rf"{name} is no parameter of {owner}; it takes .*{near}"):
+            search.fit(X, y)
+
+
+def test_a_scorer_that_returns_text_ends_the_search():
+    search = TunerSearchCV(Bowl(), {"x": [0.0, 1.0]}, method="grid", scoring=lambda estimator, X, y: "good")
+    with pytest.raises(ValueError, match="scoring must return a number, got good"):
+        search.fit(X, y)
+
+
+@pytest.mark.slow
+def test_the_final_fit_takes_the_median_of_the_best_epochs():
+    network = KerasClassifier(epochs=12, early_stopping=True, n_iter_no_change=2, random_state=0, batch_size=16)
+    pipeline = Pipeline([("scale", StandardScaler()), ("network", network)])
+    folds = KFold(3, shuffle=True, random_state=0)
+    search = TunerSearchCV(pipeline, {"network__optimizer__learning_rate": [0.1, 0.3]}, method="grid", cv=folds)
+    best = search.fit(X, y).best_params_
+    epochs = [
+        int(np.argmax(clone(pipeline).set_params(**best).fit(X[rows], y[rows])["network"].validation_scores_)) + 1
+        for rows, _ in folds.split(X)
+    ]
+    assert len(set(epochs)) > 1
+    assert search.refit_epochs_ == {"network": sorted(epochs)[1]}
+    final = search.best_estimator_["network"]
+    assert (final.n_iter_, final.early_stopping) == (sorted(epochs)[1], False)
+    assert TunerSearchCV(Bowl(), {"x": [1.0]}, method="grid").fit(X, y).refit_epochs_ == {}
+
+
+def test_scikit_learns_callbacks_see_every_fit():
+    pytest.importorskip("sklearn.callback")
+    seen = []
+
+    class Log:
+        def setup(self, estimator, context):
+            pass
+
+        def teardown(self, estimator, context):
+            pass
+
+        def on_fit_task_begin(self, estimator, context):
+            seen.append(context.task_name)
+
+        def on_fit_task_end(self, estimator, context):
+            pass
+
+    search = TunerSearchCV(Bowl(), {"x": [0.0, 1.0]}, method="grid", cv=3).set_callbacks(Log())
+    search.fit(X, y)
+    assert seen == ["fit", "search", *["candidate-split-evaluation"] * 6, "refit-with-best-params"]
 
 
 def test_a_constraint_is_asked_before_any_fit():
