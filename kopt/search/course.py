@@ -4,17 +4,18 @@ import collections
 import contextlib
 import itertools
 import math
+import os
 import pathlib
 import tempfile
 import time
 
 import numpy as np
-from joblib import effective_n_jobs
 from sklearn.base import clone
 from sklearn.utils.parallel import Parallel, delayed
 
 from kopt.search.engines import make_engine
 from kopt.search.evaluation import Rungs, evaluate
+from kopt.search.gpus import number_of_jobs
 from kopt.search.study import Study
 
 PAUSE = 0.2
@@ -55,13 +56,13 @@ class Course:
 
     def run(self):
         """Returns the trials that have a score and fits, in the order in which they were asked."""
-        jobs, alone = effective_n_jobs(self.search.n_jobs), self.project.journal is None
+        jobs, alone = number_of_jobs(self.search.n_jobs, self.search.estimator), self.project.journal is None
         size = max(self.engine.total, 1) if alone and not self.engine.learns else jobs
         with contextlib.ExitStack() as stack:
             self._rungs = self.ladder and Rungs(self.ladder.resource, stack.enter_context(self._networks()))
             self._show = stack.enter_context(_progress(self.search.verbose == 1, self.study, self.engine))
-            options = dict(n_jobs=self.search.n_jobs, pre_dispatch=self.search.pre_dispatch)
-            parallel = stack.enter_context(Parallel(**options, return_as="generator"))
+            options = dict(n_jobs=jobs, pre_dispatch=self.search.pre_dispatch, return_as="generator")
+            parallel = stack.enter_context(Parallel(**options))
             while not self._is_enough():
                 if batch := self.study.ask(size):
                     self._work(batch, parallel)
@@ -114,6 +115,7 @@ class Course:
                 self.y,
                 folds[fold],
                 options={**self.options, **self.tasks.fit()},
+                parent=os.getpid(),
                 rungs=self._rungs,
                 journal=self.project.journal,
             )

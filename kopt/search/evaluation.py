@@ -1,11 +1,14 @@
 """One fit of a search: a candidate on a fold."""
 
+import os
 import pathlib
 from typing import NamedTuple
 
-import numpy as np
 from sklearn.base import clone
 from sklearn.model_selection._validation import _fit_and_score
+
+from kopt.search.gpus import give_one
+from kopt.search.networks import best_epochs, is_network, networks_in
 
 
 class Rungs(NamedTuple):
@@ -35,11 +38,11 @@ class Rungs(NamedTuple):
         those that a meta-estimator clones train from the beginning: to the same result, later, where they have a seed.
         """
         owner = estimator.get_params()[self.resource.rpartition("__")[0]] if "__" in self.resource else estimator
-        if hasattr(owner, "_go_on_at") and not (owner.early_stopping or owner.callbacks):
+        if is_network(owner) and not (owner.early_stopping or owner.callbacks):
             owner._go_on_at = path
 
 
-def evaluate(suggestion, fold, estimator, X, y, split, *, options, rungs=None, journal=None):
+def evaluate(suggestion, fold, estimator, X, y, split, *, options, parent, rungs=None, journal=None):
     """Fits a candidate on a fold, scores it, and writes the result to the journal.
 
     Args:
@@ -50,6 +53,7 @@ def evaluate(suggestion, fold, estimator, X, y, split, *, options, rungs=None, j
         y: their targets.
         split: the fold's rows to train on, and to score on.
         options: of scikit-learn's `_fit_and_score`.
+        parent: the search's process. In others, a network trains on the GPU that is its process's own.
         rungs: a `Rungs`, where candidates are suggested again with larger budgets.
         journal: a `Journal`, or None.
 
@@ -57,6 +61,8 @@ def evaluate(suggestion, fold, estimator, X, y, split, *, options, rungs=None, j
         The dictionary of `_fit_and_score`, and `"best_epochs"`: see `best_epochs`.
     """
     params = suggestion.params
+    if os.getpid() != parent:
+        give_one([*networks_in(estimator).values(), *filter(is_network, params.values())])
     if rungs:
         estimator.set_params(**clone(params, safe=False))
         rungs.attach(estimator, rungs.path(suggestion.candidate, fold))
@@ -68,19 +74,3 @@ def evaluate(suggestion, fold, estimator, X, y, split, *, options, rungs=None, j
     if journal:
         journal.write({"fit": suggestion.id, "fold": fold, "result": result})
     return result
-
-
-def best_epochs(estimator):
-    """The best epoch, from 1, of every kopt estimator within that stopped early, by its parameter's name."""
-    parts = {"": estimator, **estimator.get_params()}
-    return {
-        name: int(np.argmax(part.validation_scores_)) + 1
-        for name, part in parts.items()
-        if getattr(part, "early_stopping", False) is True and getattr(part, "validation_scores_", None)
-    }
-
-
-def refit_epochs(fits):
-    """The median of the best epochs over folds, for each estimator that stopped early in all of them."""
-    names = set.intersection(*(set(fit["best_epochs"]) for fit in fits)) if fits else set()
-    return {name: round(float(np.median([fit["best_epochs"][name] for fit in fits]))) for name in sorted(names)}

@@ -8,19 +8,7 @@ import socket
 import threading
 import uuid
 
-try:
-    import fcntl
-
-    def _lock(file, wait=True):
-        """Locks a file for as long as it is open, whatever happens to the process."""
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-except ModuleNotFoundError:  # Windows
-    import msvcrt
-
-    def _lock(file, wait=True):
-        """Locks a file for as long as it is open, whatever happens to the process."""
-        msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)  # pyright: ignore
+from kopt._locks import lock
 
 
 class Journal:
@@ -41,7 +29,7 @@ class Journal:
     def locked(self):
         """Keeps all others, processes and threads, from writing."""
         with open(self.directory / "lock", "w") as file:
-            _lock(file)
+            lock(file)
             yield
 
     def news(self):
@@ -112,7 +100,7 @@ class Worker:
     def __enter__(self):
         self.directory.mkdir(exist_ok=True)
         self._file = open(self.directory / self.name, "w")
-        _lock(self._file)
+        lock(self._file)
         self._over = threading.Event()
         threading.Thread(target=self._beat, daemon=True).start()
         return self
@@ -136,7 +124,7 @@ class Worker:
             if not name.startswith(f"{self._host}-"):  # not every file system has locks across machines
                 return False
             with open(path, "r+") as file:
-                _lock(file, wait=False)
+                lock(file, wait=False)
         except FileNotFoundError:
             return True
         except OSError:  # locked

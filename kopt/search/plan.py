@@ -11,6 +11,7 @@ from kopt._checks import check_choice, check_range
 from kopt.search.candidates import Candidates
 from kopt.search.engines import HALVING, METHODS, SETTLED, is_oracle, is_sampler
 from kopt.search.halving import Ladder
+from kopt.search.networks import networks_in
 from kopt.search.space import Space
 
 
@@ -112,8 +113,7 @@ def _ladder(search, space):
     params = search.estimator.get_params()
     resource = search.resource
     if resource is None:
-        owners = {"": search.estimator, **params}
-        found = [f"{name}__epochs".removeprefix("__") for name, each in owners.items() if hasattr(each, "_go_on_at")]
+        found = [f"{name}__epochs".removeprefix("__") for name in networks_in(search.estimator)]
         if len(found) != 1:
             raise ValueError(
                 f"TunerSearchCV: resource must name the parameter that is the budget where the estimator holds "

@@ -18,7 +18,7 @@ from sklearn.utils.validation import _check_method_params, indexable
 from kopt.search.callback_tasks import Tasks
 from kopt.search.course import Course
 from kopt.search.displays import Pictures
-from kopt.search.evaluation import refit_epochs
+from kopt.search.networks import refit_epochs
 from kopt.search.plan import plan_of
 from kopt.search.project import Project, opened
 from kopt.search.texts import plain
@@ -49,7 +49,8 @@ class TunerSearchCV(BaseSearchCV, Pictures):
             their sizes, whatever `n_iter`.
         scoring: as in GridSearchCV: None, a name, a callable, or several as a list or dict.
         n_jobs: the number of fits at a time, over candidates and folds. Methods that learn propose as many
-            candidates at a time as there are jobs, so more jobs mean less informed proposals.
+            candidates at a time as there are jobs, so more jobs mean less informed proposals. On a machine with
+            GPUs, each process that trains networks has one for itself, and -1 means as many jobs as GPUs.
         refit: as in GridSearchCV. With several metrics its name also leads a search that learns. Where kopt's
             estimators stopped early, the final fit stops at the median of the folds' best epochs, and trains
             on all rows: see `refit_epochs_`.
