@@ -21,7 +21,7 @@ PUBLIC = {alias.asname for node in STUB.body if isinstance(node, ast.ImportFrom)
 
 # Imports point down: from a later line to an earlier one, never sideways.
 LEVELS = [
-    {"_checks", "_backend", "_forks"},
+    {"_checks", "_backend", "_forks", "_locks"},
     {"math", "schedules"},
     {"optimizers", "layers", "learning_rate_finder", "callbacks"},
     {"distribute"},

@@ -1,1 +1,1 @@
-"""Training over several devices: the one folder that says `tf.distribute`."""
+"""Training over several devices, and devices for several processes: the one folder that says `tf.distribute`."""

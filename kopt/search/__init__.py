@@ -1,5 +1,6 @@
 """Search for hyperparameters under scikit-learn's conventions."""
 
+from kopt.search.constraints import MaxLatency, MaxParameters
 from kopt.search.displays import (
     ImportanceDisplay,
     ParallelCoordinatesDisplay,
@@ -10,6 +11,8 @@ from kopt.search.search_cv import TunerSearchCV
 
 __all__ = [
     "ImportanceDisplay",
+    "MaxLatency",
+    "MaxParameters",
     "ParallelCoordinatesDisplay",
     "SearchProgressDisplay",
     "SurrogateDisplay",

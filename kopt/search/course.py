@@ -15,7 +15,7 @@ from sklearn.utils.parallel import Parallel, delayed
 
 from kopt.search.engines import make_engine
 from kopt.search.evaluation import Rungs, evaluate
-from kopt.search.gpus import number_of_jobs
+from kopt.search.networks import number_of_jobs
 from kopt.search.study import Study
 
 PAUSE = 0.2

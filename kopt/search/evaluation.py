@@ -7,8 +7,7 @@ from typing import NamedTuple
 from sklearn.base import clone
 from sklearn.model_selection._validation import _fit_and_score
 
-from kopt.search.gpus import give_one
-from kopt.search.networks import best_epochs, is_network, networks_in
+from kopt.search.networks import best_epochs, give_gpu, is_network, networks_in
 
 
 class Rungs(NamedTuple):
@@ -62,7 +61,7 @@ def evaluate(suggestion, fold, estimator, X, y, split, *, options, parent, rungs
     """
     params = suggestion.params
     if os.getpid() != parent:
-        give_one([*networks_in(estimator).values(), *filter(is_network, params.values())])
+        give_gpu([*networks_in(estimator).values(), *filter(is_network, params.values())])
     if rungs:
         estimator.set_params(**clone(params, safe=False))
         rungs.attach(estimator, rungs.path(suggestion.candidate, fold))

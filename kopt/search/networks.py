@@ -1,6 +1,7 @@
-"""What a search knows of the networks within an estimator."""
+"""What a search knows of the networks within an estimator, and where they train."""
 
 import numpy as np
+from joblib import effective_n_jobs
 
 
 def networks_in(estimator):
@@ -27,3 +28,22 @@ def refit_epochs(fits):
     """The median of the best epochs over folds, for each estimator that stopped early in all of them."""
     names = set.intersection(*(set(fit["best_epochs"]) for fit in fits)) if fits else set()
     return {name: round(float(np.median([fit["best_epochs"][name] for fit in fits]))) for name in sorted(names)}
+
+
+def number_of_jobs(n_jobs, estimator):
+    """How many fits there are at a time: for networks, where `n_jobs` counts from all, all means the GPUs."""
+    if n_jobs is not None and n_jobs < 0 and networks_in(estimator):
+        from kopt.distribute import gpus
+
+        if there := gpus.count():
+            return max(there + 1 + n_jobs, 1)
+    return effective_n_jobs(n_jobs)
+
+
+def give_gpu(networks):
+    """Lets networks that name no device train on the GPU that is this process's own, if the machine has any."""
+    for network in networks:
+        if network.device is None and network.strategy is None:
+            from kopt.distribute import gpus
+
+            network.device = gpus.own()

@@ -79,7 +79,8 @@ class TunerSearchCV(BaseSearchCV, Pictures):
         n_iter_no_change: the number of candidates without a better score after which the search ends; None
             for no such end.
         constraint: a function that takes an estimator with a candidate's parameters, not fitted, and says
-            whether to try it. A candidate that is refused scores NaN, and methods that learn avoid its like.
+            whether to try it: one of yours, `kopt.search.MaxLatency` or `kopt.search.MaxParameters`. A candidate
+            that is refused is told to the method as a failure, and is no row of `cv_results_`.
         initial_params: candidates to try first, as dicts from all of a dict's parameter names to values; they
             count among `n_iter`.
         previous: an earlier search, fitted, from whose scores a method that learns begins. What is not in

@@ -16,13 +16,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import kopt
-from kopt.search import gpus
+from kopt.distribute import gpus
 from kopt.search.engines import Suggestion
 from kopt.search.evaluation import evaluate
+from kopt.search.networks import give_gpu, number_of_jobs
 
 CLAIMER = """
 import pathlib, sys
-from kopt.search.gpus import claim
+from kopt.distribute.gpus import claim
 print(claim([0, 1], pathlib.Path(sys.argv[1])), flush=True)
 sys.stdin.read()
 """
@@ -38,9 +39,9 @@ def two_gpus(monkeypatch, tmp_path):
     monkeypatch.setattr(tf.config, "set_visible_devices", lambda *told_of: told.append(("visible", *told_of)))
     monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda *told_of: told.append(("grows", *told_of)))
     monkeypatch.setattr(gpus.tempfile, "gettempdir", lambda: str(tmp_path))
-    gpus._own.cache_clear()
+    gpus.own.cache_clear()
     yield devices, told
-    gpus._own.cache_clear()
+    gpus.own.cache_clear()
     gpus._held.close()
 
 
@@ -71,7 +72,7 @@ def test_a_process_sees_its_own_gpu_alone(two_gpus, monkeypatch):
     devices, told = two_gpus
     monkeypatch.setattr(gpus, "tensorflow_has_started", lambda: False)
     networks = kopt.KerasClassifier(), kopt.KerasRegressor()
-    gpus.give_one(networks)
+    give_gpu(networks)
     assert told == [("visible", devices[0], "GPU"), ("grows", devices[0], True)]
     assert [network.device for network in networks] == [None, None]  # there is no other
 
@@ -82,20 +83,20 @@ def test_where_tensorflow_has_started_networks_are_told_the_device(two_gpus, mon
     gpus.claim([0], tmp_path / f"kopt-gpus-{os.getuid()}")  # as if it were somebody else
     asked = {}, {"device": "CPU"}, {"strategy": "mirrored"}
     networks = [kopt.KerasClassifier(**each) for each in asked]
-    gpus.give_one(networks)
+    give_gpu(networks)
     assert [network.device for network in networks] == ["GPU:1", "CPU", None]
     assert told == []
 
 
 def test_jobs_count_gpus_where_networks_train(two_gpus):
     network = make_pipeline(StandardScaler(), kopt.KerasClassifier())
-    assert [gpus.number_of_jobs(n, network) for n in (None, 1, 5, -1, -2, -3)] == [1, 1, 5, 2, 1, 1]
-    assert gpus.number_of_jobs(-1, LogisticRegression()) == joblib.cpu_count()
+    assert [number_of_jobs(n, network) for n in (None, 1, 5, -1, -2, -3)] == [1, 1, 5, 2, 1, 1]
+    assert number_of_jobs(-1, LogisticRegression()) == joblib.cpu_count()
 
 
 @pytest.mark.parametrize(("parent", "given"), [(os.getpid(), []), (0, ["CPU", "CPU"])])
 def test_a_worker_trains_on_its_gpu_and_the_searching_process_wherever_it_is(monkeypatch, parent, given):
-    monkeypatch.setattr(gpus, "_own", lambda: "CPU")
+    monkeypatch.setattr(gpus, "own", lambda: "CPU")
     devices = []
 
     class Watched(kopt.KerasClassifier):
