@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 SPAN = 50
-"""How many times the smallest value the largest has to be for a logarithmic scale."""
+"""How many times the smallest value the largest has to be, at least, for a logarithmic scale."""
 
 
 class Column:
@@ -33,7 +33,7 @@ class Column:
         self.names: Any = None
         self.log = False
         if numbers:
-            self.log = min(there) > 0 and max(there) / min(there) >= SPAN
+            self.log = _is_logarithmic(there)
             code = math.log10 if self.log else float
         else:
             self.names = sorted({_short(value) for value in there})
@@ -104,6 +104,14 @@ class Candidates:
         return np.stack(
             [np.where(np.isnan(c.codes), c.span[0] - 1.0, c.codes)[self.finite] for c in self.columns], axis=1
         )
+
+
+def _is_logarithmic(values):
+    """Whether numbers span much, and their logarithms lie more evenly than they do: the median nearer to the middle."""
+    if min(values) <= 0 or max(values) / min(values) < SPAN:
+        return False
+    off = [abs((np.median(x) - x.min()) / np.ptp(x) - 0.5) for x in (np.log(values), np.array(values, float))]
+    return bool(off[0] < off[1])
 
 
 def _varies(column):

@@ -21,6 +21,8 @@ class _Display(ABC):
 
     ax_: Any
     figure_: Any
+    figsize = (7.0, 4.0)
+    """Inches of a figure of its own."""
 
     @abstractmethod
     def __init__(self, candidates, **options):
@@ -46,10 +48,10 @@ class _Display(ABC):
         """
         return cls(Candidates(search, metric, cls.__name__), **options).plot(ax)
 
-    def _axes(self, ax, figsize):
+    def _axes(self, ax):
         """Axes to draw on, of which this object keeps track."""
         if ax is None:
-            ax = pyplot(self).subplots(figsize=figsize, layout="constrained")[1]
+            ax = pyplot(self).subplots(figsize=self.figsize, layout="constrained")[1]
         self.ax_, self.figure_ = ax, ax.figure
         return ax
 
@@ -68,7 +70,7 @@ class SearchProgressDisplay(_Display):
 
     def plot(self, ax=None):
         """Draws."""
-        ax = self._axes(ax, (7, 4))
+        ax = self._axes(ax)
         numbers, failed = np.arange(1, len(self.scores) + 1), ~np.isfinite(self.scores)
         ax.errorbar(
             numbers, self.scores, self.deviations, fmt=".", color="0.55", ecolor="0.85", label="mean and std over folds"
@@ -102,13 +104,14 @@ class ParallelCoordinatesDisplay(_Display):
         spans = [column.span for column in self.columns]
         heights = [(column.codes - low) / (high - low) for column, (low, high) in zip(self.columns, spans)]
         self.lines = np.stack(heights, axis=1)[candidates.finite]
+        self.figsize = (max(6.0, 1.4 * len(self.columns) + 1.5), 4.5)
 
     def plot(self, ax=None):
         """Draws."""
         from matplotlib import cm, colors
 
         n = len(self.columns)
-        ax = self._axes(ax, (max(6, 1.5 * n + 1.5), 4.5))
+        ax = self._axes(ax)
         worst = np.quantile(self.scores, 0.1)  # a disaster would leave all others in one colour
         norm = colors.Normalize(worst, self.scores.max()) if worst < self.scores.max() else colors.Normalize()
         cmap = cm.ScalarMappable(norm, "viridis")
@@ -175,7 +178,7 @@ class SurrogateDisplay(_Display):
 
     def plot(self, ax=None):
         """Draws."""
-        ax = self._axes(ax, (6, 4.2))
+        ax = self._axes(ax)
         codes, scores = self._tried
         if len(self.columns) == 1:
             (grid,), label = self.grids, "expected, whatever the others"
@@ -226,10 +229,11 @@ class ImportanceDisplay(_Display):
         self.labels = [candidates.columns[i].label for i in order]
         self.importances = found.importances_mean[order] / total
         self.deviations = found.importances_std[order] / total
+        self.figsize = (6.0, 0.4 * len(self.names) + 1.4)
 
     def plot(self, ax=None):
         """Draws."""
-        ax = self._axes(ax, (6, 0.4 * len(self.names) + 1.4))
+        ax = self._axes(ax)
         ax.barh(range(len(self.names)), self.importances, xerr=self.deviations, color="C0", ecolor="0.4", capsize=3)
         ax.set_yticks(range(len(self.names)), self.labels)
         ax.invert_yaxis()

@@ -7,9 +7,11 @@ import pathlib
 from typing import Any
 
 import numpy as np
+from sklearn.base import BaseEstimator
 
 from kopt.search.candidates import Candidates
 from kopt.search.displays import FEWEST, KINDS
+from kopt.search.texts import plain
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
@@ -17,7 +19,8 @@ body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 72em;
 table {{ border-collapse: collapse; font-size: 13px }}
 th, td {{ border-bottom: 1px solid #ddd; padding: .25em .7em; text-align: right }}
 th {{ cursor: pointer; background: #f5f5f5 }} tr.best td {{ background: #fff3d6; font-weight: bold }}
-img {{ max-width: 100%; margin: .5em 0 }} .wide {{ overflow-x: auto }} pre {{ background: #f5f5f5; padding: 1em }}
+img {{ display: block; margin: .5em 0 }} .wide {{ overflow-x: auto }}
+pre {{ background: #f5f5f5; padding: 1em; white-space: pre-wrap; overflow-wrap: anywhere }}
 </style></head><body><h1>{title}</h1>
 <p>{summary}</p><h2>Best parameters</h2>{best}<h2>Pictures</h2>{pictures}
 <h2>Candidates</h2><p>A click on a column's name sorts by it.</p><div class="wide">{table}</div>
@@ -38,10 +41,13 @@ def write_report(search, path, metric):
     results: Any = search.cv_results_
     best = getattr(search, "best_index_", None)
     names = [name for name in results if name.startswith("param_")]
-    heads = ["candidate", candidates.metric, "std", "fit seconds", *(name.removeprefix("param_") for name in names)]
+    others = [name for name in results if name.startswith("mean_test_") and name != f"mean_test_{candidates.metric}"]
+    heads = ["candidate", candidates.metric, "std", *(name.removeprefix("mean_test_") for name in others)]
+    heads += ["fit seconds", *(name.removeprefix("param_") for name in names)]
     rows = []
     for i in range(len(candidates.scores)):
-        numbers = candidates.scores[i], candidates.deviations[i], results["mean_fit_time"][i]
+        numbers = [candidates.scores[i], candidates.deviations[i], *(results[name][i] for name in others)]
+        numbers.append(results["mean_fit_time"][i])
         values = ["" if results[name][i] is np.ma.masked else _text(results[name][i]) for name in names]
         rows.append([str(i), *(f"{number:.5g}" for number in numbers), *values])
     failed = int((~candidates.finite).sum())
@@ -52,7 +58,7 @@ def write_report(search, path, metric):
         best=_table([], [[name, _text(value)] for name, value in getattr(search, "best_params_", {}).items()]),
         pictures="".join(_pictures(search, candidates)),
         table=_table(heads, rows, best, "candidates"),
-        search=html.escape(repr(search)),
+        search=html.escape("\n".join(f"{name}={_setting(value)}" for name, value in search.get_params(False).items())),
     )
     path = pathlib.Path(path)
     path.write_text(page, encoding="utf-8")
@@ -70,12 +76,14 @@ def _pictures(search, candidates):
     if candidates.columns and candidates.finite.sum() >= FEWEST:
         kinds += ["importance", "dependence"]
     for kind in kinds:
-        figure = Figure(figsize=(9, 4.5), layout="constrained")
+        display = KINDS[kind](candidates)
+        figure = Figure(figsize=display.figsize, layout="constrained")
         FigureCanvasAgg(figure)
-        KINDS[kind](candidates).plot(figure.subplots())
+        display.plot(figure.subplots())
         file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=110)
-        yield f'<img alt="{kind}" src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
+        figure.savefig(file, format="png", dpi=100)
+        data = base64.b64encode(file.getvalue()).decode()
+        yield f'<div class="wide"><img alt="{kind}" src="data:image/png;base64,{data}"></div>'
 
 
 def _table(heads, rows, best=None, kind=""):
@@ -85,6 +93,10 @@ def _table(heads, rows, best=None, kind=""):
         for i, row in enumerate(rows)
     )
     return f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def _setting(value):
+    return repr(value) if isinstance(value, BaseEstimator) else plain(value)
 
 
 def _text(value):

@@ -1,5 +1,6 @@
 """Pictures, report and TensorBoard: what they show, against numbers computed apart."""
 
+import re
 import sys
 
 import matplotlib
@@ -19,6 +20,8 @@ from kopt.search import (
     SurrogateDisplay,
     TunerSearchCV,
 )
+from kopt.search.candidates import Column
+from kopt.search.report import write_report
 
 matplotlib.use("Agg")
 X, y = load_iris(return_X_y=True)
@@ -80,6 +83,14 @@ def test_parallel_coordinates(search):
     np.testing.assert_array_equal(best.get_ydata(), display.lines[display.scores.argmax()])
 
 
+@pytest.mark.parametrize(
+    ("values", "log"),
+    [([1e-4, 1e-3, 1e-2, 1e-1], True), (list(range(1, 101)), False), ([0.5, 1.0, 4.0], False), ([-1.0, 100.0], False)],
+)
+def test_scales_are_those_on_which_values_lie_evenly(values, log):
+    assert Column("rate", values).log is log
+
+
 def test_importance_finds_what_matters(search):
     display = search.plot("importance")
     assert isinstance(display, ImportanceDisplay)
@@ -114,11 +125,13 @@ def test_conditional_parameters_leave_gaps():
     assert search.plot("importance").importances.shape == (3,)
 
 
-def test_of_any_search_with_several_metrics():
+def test_of_any_search_with_several_metrics(tmp_path):
     scoring = {"up": lambda e, X, y: e.size, "down": lambda e, X, y: -e.size}
     search = GridSearchCV(Plane(rate=0.1), {"size": [0, 1, 2]}, scoring=scoring, refit=False, cv=2).fit(X, y)
     display = SearchProgressDisplay.from_search(search, metric="down")
     assert display.scores.tolist() == [0, -1, -2]
+    heads = re.findall("<th>(.*?)</th>", write_report(search, tmp_path / "report.html", "down").read_text())
+    assert heads == ["candidate", "down", "std", "up", "fit seconds", "size"]
     rule = r"^SearchProgressDisplay: metric must be one of 'up', 'down', got False\.$"
     with pytest.raises(ValueError, match=rule):
         SearchProgressDisplay.from_search(search)
