@@ -14,8 +14,8 @@ from sklearn.base import clone
 from sklearn.utils.parallel import Parallel, delayed
 
 from kopt.search.engines import make_engine
-from kopt.search.evaluation import Rungs, evaluate
-from kopt.search.networks import number_of_jobs
+from kopt.search.evaluation import Rungs, Task, evaluate_all
+from kopt.search.networks import members, number_of_jobs
 from kopt.search.study import Study
 
 PAUSE = 0.2
@@ -57,7 +57,9 @@ class Course:
     def run(self):
         """Returns the trials that have a score and fits, in the order in which they were asked."""
         jobs, alone = number_of_jobs(self.search.n_jobs, self.search.estimator), self.project.journal is None
-        size = max(self.engine.total, 1) if alone and not self.engine.learns else jobs
+        proposes = self.engine.learns and self.ladder is None
+        self._members = members(self.search.population, self.search.estimator, proposes)
+        size = max(self.engine.total, 1) if alone and not self.engine.learns else jobs * self._members
         with contextlib.ExitStack() as stack:
             self._rungs = self.ladder and Rungs(self.ladder.resource, stack.enter_context(self._networks()))
             self._show = stack.enter_context(_progress(self.search.verbose == 1, self.study, self.engine))
@@ -102,31 +104,40 @@ class Course:
         refused = {trial.suggestion.id for trial in batch if not (trial.fits or self._is_allowed(trial))}
         allowed = [trial for trial in batch if trial.suggestion.id not in refused]
         folds = self.project.folds
-        todo = [(trial, fold) for trial in allowed for fold in range(len(folds)) if fold not in trial.fits]
+        populations = [allowed[i : i + self._members] for i in range(0, len(allowed), self._members)]
+        todo = [
+            (trials, fold)
+            for population in populations
+            for fold in range(len(folds))
+            if (trials := [trial for trial in population if fold not in trial.fits])
+        ]
         if self.search.verbose > 1:
-            print(f"Fitting {len(folds)} folds for each of {len(allowed)} candidates, totalling {len(todo)} fits")
+            fits = sum(len(trials) for trials, _ in todo)
+            print(f"Fitting {len(folds)} folds for each of {len(allowed)} candidates, totalling {fits} fits")
         # All tasks of a batch are made before the first is sent: scikit-learn's callbacks do not bear it otherwise.
         jobs = [
-            delayed(evaluate)(
-                trial.suggestion,
+            delayed(evaluate_all)(
+                [self._task(trial) for trial in trials],
                 fold,
-                clone(self.search.estimator),
                 self.X,
                 self.y,
                 folds[fold],
-                options={**self.options, **self.tasks.fit()},
                 parent=os.getpid(),
                 rungs=self._rungs,
                 journal=self.project.journal,
             )
-            for trial, fold in todo
+            for trials, fold in todo
         ]
         in_time = itertools.takewhile(lambda job: not self._is_late, jobs)
         waiting = collections.deque(batch)
         self._tell(waiting, refused)
-        for (trial, fold), result in zip(todo, parallel(in_time)):  # as long as there are results
-            trial.fits[fold] = result
+        for (trials, fold), results in zip(todo, parallel(in_time)):  # as long as there are results
+            for trial, result in zip(trials, results, strict=True):
+                trial.fits[fold] = result
             self._tell(waiting, refused)
+
+    def _task(self, trial):
+        return Task(trial.suggestion, clone(self.search.estimator), {**self.options, **self.tasks.fit()})
 
     def _is_allowed(self, trial):
         if self.search.constraint is None:

@@ -1,12 +1,15 @@
 """One fit of a search: a candidate on a fold."""
 
+import functools
 import os
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from sklearn import config_context, get_config
 from sklearn.base import clone
 from sklearn.model_selection._validation import _fit_and_score
 
+from kopt.search.engines import Suggestion
 from kopt.search.networks import best_epochs, give_gpu, is_network, networks_in
 
 
@@ -41,24 +44,54 @@ class Rungs(NamedTuple):
             owner._go_on_at = path
 
 
-def evaluate(suggestion, fold, estimator, X, y, split, *, options, parent, rungs=None, journal=None):
+class Task(NamedTuple):
+    """A candidate to evaluate.
+
+    Attributes:
+        suggestion: the `Suggestion`.
+        estimator: a clone.
+        options: of scikit-learn's `_fit_and_score`.
+    """
+
+    suggestion: Suggestion
+    estimator: Any
+    options: dict
+
+
+def evaluate_all(tasks, *where, **how):
+    """`evaluate` for each of several `Task`s on a fold; several networks of one structure train together."""
+    if len(tasks) == 1:
+        return [evaluate(*tasks, *where, **how)]
+    from kopt.training.meeting import call_together
+    from kopt.training.together import train_all
+
+    config = get_config()
+
+    def call(task):
+        with config_context(**config):  # scikit-learn's, of each thread
+            return evaluate(task, *where, **how, share=1 / len(tasks))
+
+    return call_together([functools.partial(call, task) for task in tasks], train_all)
+
+
+def evaluate(task, fold, X, y, split, *, parent, rungs=None, journal=None, share=1.0):
     """Fits a candidate on a fold, scores it, and writes the result to the journal.
 
     Args:
-        suggestion: the `Suggestion`.
+        task: the `Task`.
         fold: its number.
-        estimator: a clone.
         X: all rows.
         y: their targets.
         split: the fold's rows to train on, and to score on.
-        options: of scikit-learn's `_fit_and_score`.
         parent: the search's process. In others, a network trains on the GPU that is its process's own.
         rungs: a `Rungs`, where candidates are suggested again with larger budgets.
         journal: a `Journal`, or None.
+        share: of the time of the fit that is the candidate's own.
 
     Returns:
         The dictionary of `_fit_and_score`, and `"best_epochs"`: see `best_epochs`.
     """
+    suggestion, estimator, options = task
     params = suggestion.params
     if os.getpid() != parent:
         give_gpu([*networks_in(estimator).values(), *filter(is_network, params.values())])
@@ -70,6 +103,7 @@ def evaluate(suggestion, fold, estimator, X, y, split, *, options, parent, rungs
         estimator, X, y, train=split[0], test=split[1], parameters=params, return_estimator=True, **options
     )
     result["best_epochs"] = best_epochs(result.pop("estimator"))
+    result["fit_time"] *= share
     if journal:
         journal.write({"fit": suggestion.id, "fold": fold, "result": result})
     return result

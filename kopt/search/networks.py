@@ -3,6 +3,9 @@
 import numpy as np
 from joblib import effective_n_jobs
 
+AUTO = 16
+"""Networks that train together on a GPU, unless the user says otherwise."""
+
 
 def networks_in(estimator):
     """kopt's estimators within an estimator, itself included, by the names of its parameters."""
@@ -38,6 +41,17 @@ def number_of_jobs(n_jobs, estimator):
         if there := gpus.count():
             return max(there + 1 + n_jobs, 1)
     return effective_n_jobs(n_jobs)
+
+
+def members(population, estimator, proposes):
+    """How many candidates train together at most; by default one where scores decide what to propose next."""
+    if population != "auto":
+        return population
+    if proposes or not networks_in(estimator):
+        return 1
+    from kopt.distribute import gpus
+
+    return AUTO if gpus.count() else 1
 
 
 def give_gpu(networks):

@@ -38,6 +38,13 @@ def plan_of(search):
     check_choice(search, (True, False), resume=search.resume)
     check_range(search, "[1, inf)", kind=Integral, n_iter=search.n_iter)
     check_range(search, "(0, inf)", heartbeat=search.heartbeat)
+    if search.population != "auto":
+        check_range(search, "[1, inf)", kind=Integral, population=search.population)
+        if search.population > 1 and not networks_in(search.estimator):
+            raise ValueError(
+                "TunerSearchCV: population must be 'auto' or 1 where the estimator holds no Keras estimator of kopt's, "
+                f"got {search.population!r}."
+            )
     if search.time_limit is not None:
         check_range(search, "(0, inf)", time_limit=search.time_limit)
     if search.n_iter_no_change is not None:

@@ -23,7 +23,18 @@ from kopt.search.plan import plan_of
 from kopt.search.project import Project, opened
 from kopt.search.texts import plain
 
-FREE = {"n_jobs", "pre_dispatch", "verbose", "refit", "directory", "resume", "heartbeat", "time_limit", "previous"}
+FREE = {
+    "n_jobs",
+    "population",
+    "pre_dispatch",
+    "verbose",
+    "refit",
+    "directory",
+    "resume",
+    "heartbeat",
+    "time_limit",
+    "previous",
+}
 """Parameters that a search in a folder may change when it goes on."""
 
 
@@ -51,6 +62,10 @@ class TunerSearchCV(BaseSearchCV, Pictures):
         n_jobs: the number of fits at a time, over candidates and folds. Methods that learn propose as many
             candidates at a time as there are jobs, so more jobs mean less informed proposals. On a machine with
             GPUs, each process that trains networks has one for itself, and -1 means as many jobs as GPUs.
+        population: how many candidates may train together, as one program, where they differ only in seeds and in the
+            optimizer's numbers: see `kopt.fit_population`. Those that differ in more, or have `early_stopping`,
+            `callbacks` or `verbose`, train alone. `"auto"` is 16 on a GPU for methods that do not learn, else 1: a CPU
+            is kept busy by one network. Scores are those of training alone, to rounding.
         refit: as in GridSearchCV. With several metrics its name also leads a search that learns. Where kopt's
             estimators stopped early, the final fit stops at the median of the folds' best epochs, and trains
             on all rows: see `refit_epochs_`.
@@ -113,6 +128,7 @@ class TunerSearchCV(BaseSearchCV, Pictures):
         n_iter=10,
         scoring=None,
         n_jobs=None,
+        population: int | str = "auto",
         refit: bool | str | Callable = True,
         cv=None,
         verbose=0,
@@ -146,6 +162,7 @@ class TunerSearchCV(BaseSearchCV, Pictures):
         )
         self.param_distributions = param_distributions
         self.method = method
+        self.population = population
         self.n_iter = n_iter
         self.random_state = random_state
         self.resource = resource

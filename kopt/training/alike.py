@@ -57,20 +57,25 @@ def _check_model(model, name):
         raise ValueError(f"{who} must take Keras's own steps, got {type(model).__name__}.train_step. Train it by fit.")
     if model.run_eagerly:
         raise ValueError(f"{who} must be compiled with run_eagerly=False, got True.")
-    if isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer):
+    check_steps(model, model.optimizer, who)
+
+
+def check_steps(model, optimizer, who):
+    """Raises ValueError if the steps of an optimizer on a model cannot be taken for several models at once."""
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         raise ValueError(
-            f"{who} must have an optimizer without a loss scale of its own, got {model.optimizer.name}, which Keras "
+            f"{who} must have an optimizer without a loss scale of its own, got {optimizer.name}, which Keras "
             "adds for mixed_float16. Try mixed_bfloat16, or compile with auto_scale_loss=False."
         )
-    if isinstance(model.optimizer, Switch):
-        raise ValueError(f"{who} must have one optimizer throughout, got {model.optimizer!r}. Train it by fit.")
+    if isinstance(optimizer, Switch):
+        raise ValueError(f"{who} must have one optimizer throughout, got {optimizer!r}. Train it by fit.")
     for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.RNN) and not layer.unroll:
             raise ValueError(
                 f"{who} must have no loop over time, of which TensorFlow cannot differentiate several at once, got "
                 f"{layer.name}. Set its unroll=True."
             )
-    for minimizer in minimizers(model.optimizer):
+    for minimizer in minimizers(optimizer):
         raise ValueError(
             f"{who} must have an optimizer that steps batch by batch, got {type(minimizer).__name__}, whose search "
             "takes another number of looks in each model. Train it by fit, or by kopt.minimize."

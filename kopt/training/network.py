@@ -18,11 +18,12 @@ from kopt._backend import sketching
 from kopt._forks import check_fork
 from kopt.distribute import strategy as distributed
 from kopt.optimizers import Optimizer
-from kopt.training import cache
+from kopt.training import cache, meeting
 from kopt.training.files import read_as, write_arrays
 from kopt.training.followers import All, Course
 from kopt.training.program import predictions, program, weights
 from kopt.training.several import Joined, apart
+from kopt.training.together import Fit
 
 PROGRAMS = cache.Cache(size=32)
 
@@ -110,7 +111,7 @@ class Network:
         self._rng = np.random.default_rng(seed)
         self._key, self._found, self._model, self._tensors = self._key_of(draft), None, None, None
         self._n_weights = len(initial)
-        self._state = [*initial, *self._program().unused_optimizer(cache.inputs_of_optimizer(*optimizer))]
+        self._state = [*initial, *self.program().unused_optimizer(cache.inputs_of_optimizer(*optimizer))]
 
     @property
     def weights(self):
@@ -164,25 +165,23 @@ class Network:
             ValueError: the loss is no longer a finite number, or the optimizer takes the data set as one batch and
                 `batch_size` is less.
         """
-        program, n_rows, followers = self._program(), len(w), All(followers)
-        first, logs = len(self.history.setdefault("loss", [])), {}
+        program, n_rows = self.program(), len(w)
+        if not followers and meeting.meet(Fit(self, program, X, y, w, epochs, batch_size)):
+            return
+        followers, logs = All(followers), {}
         with program.lock, distributed.scope(program.strategy):
-            program.load(self._state)
+            self.begin(program)
+            first = len(self.history["loss"])
             batch_size = program.batch_size(X, batch_size)
-            program.swap("training")
             train = program.epochs(X, y, w, batch_size)
             course = Course(self, program, first, epochs, -(-n_rows // batch_size))
             followers.begin(course)
             for number in range(first, first + epochs):
                 followers.begin_epoch(number)
-                shuffled = self._rng.permutation(n_rows) if n_rows > batch_size else np.arange(n_rows)
-                loss, stop = _epoch(train, shuffled.astype("int32"), w, batch_size, followers)
+                loss, stop = _epoch(train, self.order(n_rows, batch_size), w, batch_size, followers)
                 logs = {"loss": loss}
                 if not np.isfinite(loss):
-                    raise ValueError(
-                        f"{self.blueprint.owner}: the loss must stay finite, got {loss} in epoch {number + 1}. "
-                        "Lower optimizer__learning_rate, scale the data, or clip gradients with optimizer__clipnorm."
-                    )
+                    raise self.not_finite(loss)
                 if followers.looks:
                     program.swap("evaluation")
                 stop |= followers.end_epoch(number, logs)
@@ -192,11 +191,37 @@ class Network:
                     break
                 program.swap("training")
             followers.restore()
-            if program.optimizer.use_ema:  # the averages become the weights, as at the end of Keras's fit
-                program.optimizer.finalize_variable_values(program.model.trainable_variables)
-            program.swap("evaluation")
-            followers.end(logs)
-            self._state = program.state()
+            self.end(program, lambda: followers.end(logs))
+
+    def begin(self, program):
+        """Takes its values to its program, to train there."""
+        self.history.setdefault("loss", [])
+        program.load(self._state)
+        program.swap("training")
+
+    def orders_as(self, other):
+        """Whether another network will visit rows in the same order."""
+        return self._rng.bit_generator.state == other._rng.bit_generator.state
+
+    def order(self, n_rows, batch_size):
+        """The numbers of the rows in the order of the next epoch."""
+        shuffled = self._rng.permutation(n_rows) if n_rows > batch_size else np.arange(n_rows)
+        return shuffled.astype("int32")
+
+    def not_finite(self, loss):
+        """The error of an epoch that ends with this loss."""
+        return ValueError(
+            f"{self.blueprint.owner}: the loss must stay finite, got {loss} in epoch {len(self.history['loss']) + 1}. "
+            "Lower optimizer__learning_rate, scale the data, or clip gradients with optimizer__clipnorm."
+        )
+
+    def end(self, program, last=lambda: None):
+        """Takes from its program the values that it has come to; `last` may still change them there."""
+        if program.optimizer.use_ema:  # the averages become the weights, as at the end of Keras's fit
+            program.optimizer.finalize_variable_values(program.model.trainable_variables)
+        program.swap("evaluation")
+        last()
+        self._state = program.state()
         self._model = self._tensors = None
 
     def set_optimizer(self, kind, config):
@@ -213,7 +238,7 @@ class Network:
                 f"{self.blueprint.owner}: partial_fit must go on with the optimizer it has, "
                 f"{self.optimizer[0].__name__}, of which only numbers may change that were not zero. Fit anew."
             )
-        self.optimizer, program = (kind, config), self._program()
+        self.optimizer, program = (kind, config), self.program()
         with program.lock, distributed.scope(program.strategy):
             program.load(self._state)
             program.set_inputs(cache.inputs_of_optimizer(kind, config))
@@ -221,11 +246,11 @@ class Network:
 
     def __call__(self, X):
         """Returns the outputs for rows, dense or sparse, in their dtype."""
-        return self._run(self._program().predict, X)
+        return self._run(self.program().predict, X)
 
     def hidden(self, X, place):
         """Returns the outputs of the layer at a place, a vector for each row: see `kopt.training.several.place`."""
-        return self._run(self._program().hidden(place), X)
+        return self._run(self.program().hidden(place), X)
 
     def _run(self, predict, X):
         if self._tensors is None:
@@ -241,7 +266,7 @@ class Network:
             self._model = apart(model)
         return self._model
 
-    def _program(self):
+    def program(self):
         """The program of this structure, from the cache or compiled anew."""
         check_fork(self.blueprint.owner)
         found = self._found and self._found()

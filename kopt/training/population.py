@@ -13,7 +13,7 @@ from kopt._checks import check_choice, check_range
 from kopt.training.alike import OWNER, check_alike
 from kopt.training.memory import advised
 from kopt.training.progress import order_of
-from kopt.training.stacked import Stacked
+from kopt.training.stacked import StackedModels
 
 MANY = 1000
 """Steps from which a program by XLA, faster once compiled, is worth the second that it takes longer to compile."""
@@ -88,7 +88,7 @@ def fit_population(
     models[0].test_step(first_row)  # makes the metrics
     if epochs * math.ceil(_rows(data) / batch_size) < MANY and jit_compile == "auto":
         jit_compile = False
-    population = Stacked(models, batch_size, validation_batch_size, jit_compile)
+    population = StackedModels(models, batch_size, validation_batch_size, jit_compile)
     histories = [_history(model, epochs) for model in models]
     bar = keras.utils.Progbar(
         epochs, unit_name="epoch", verbose=int(verbose != 0), stateful_metrics=["loss", "val_loss"]

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from kopt.distribute import strategy as distributed
 from kopt.training import losses, oracle
+from kopt.training.cache import Cache
 from kopt.training.epochs import over_batches
 from kopt.training.model import minimizers, whole_batch
 from kopt.training.several import within
@@ -44,6 +45,9 @@ class Program:
 
     Training works in the variables of the model, under `lock`. Prediction takes weights as arguments, so that it
     needs no lock, and any number of networks share it.
+
+    Attributes:
+        populations: the `kopt.training.together.StackedNetworks` that were made of it.
     """
 
     def __init__(self, model, optimizer, loss, strategy, rows):
@@ -53,6 +57,7 @@ class Program:
         self.strategy, self.rows = strategy, rows
         self.lock = threading.RLock()
         self.weights = weights(model)
+        self.populations = Cache(size=4)
         self._hidden = {}
         self._unused = [v.numpy() for v in self.variables[len(self.weights) :]]
         order, batch_size = tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.int32)
@@ -171,7 +176,13 @@ class Program:
         return over_batches(take, order, tf.constant(0), batches, rows, batch_size, (tf.zeros([], w.dtype),))[0]
 
     def _step(self, X, y, w, weight, replicas=1):
-        """Updates the weights from these rows, and returns their part of the loss of a batch of this `weight`.
+        """Updates the weights from these rows, and returns their part of the loss of a batch of this `weight`."""
+        batch = self.batch(X, y, w, weight, replicas)
+        oracle.step(self.optimizer, batch, self.outer.apply)
+        return batch.loss
+
+    def batch(self, X, y, w, weight, replicas=1):
+        """What an optimizer looks at in these rows: their part of the loss of a batch of this `weight`.
 
         The parts of all replicas add up to the batch's loss, and so their gradients to its gradient.
         """
@@ -184,9 +195,7 @@ class Program:
 
         wrapped = self.outer is not self.optimizer
         factor = self.outer.scale_loss(1.0) if wrapped else self.optimizer.loss_scale_factor
-        batch = oracle.Batch(self.model, compute, factor, getattr(self.model, "fresh_noise", False), self.loss)
-        oracle.step(self.optimizer, batch, self.outer.apply)
-        return batch.loss
+        return oracle.Batch(self.model, compute, factor, getattr(self.model, "fresh_noise", False), self.loss)
 
 
 class SharedProgram(Program):

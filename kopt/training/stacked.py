@@ -15,31 +15,115 @@ from kopt.training.program import weights
 
 
 class Stacked:
-    """Several models with their optimizers, whose epochs are one program.
+    """Several like models with their optimizers, in the variables of the first one.
 
-    The first model's layers, loss, metrics and optimizer compute, at the values that variables have in each model. The
-    number of steps taken so far is kept once where it is the same in all, so that what an optimizer does only every so
-    many steps is not computed in all the others.
+    The first model's layers, loss and optimizer compute, at the values that variables have in each model. The number of
+    steps taken so far is kept once where it is the same in all, so that what an optimizer does only every so many steps
+    is not computed in all the others.
 
     Args:
-        models: built and compiled `keras.Model`s of one structure, with optimizers that are built.
-        batch_size: rows in a step.
-        evaluated: rows to evaluate at a time.
+        optimizer: the first model's, built.
+        variables: the first model's and its optimizer's, those that training changes.
         jit_compile: whether XLA compiles the programs; "auto" if it can.
+        owner: who asks, for errors.
 
     Attributes:
+        optimizer: the optimizer in a form that assigns to no variable.
         state: for each variable a tensor, whose first axis counts models.
         steps: how many steps all have taken, in a list; none where that lies in `state`.
     """
 
+    def __init__(self, optimizer, variables, jit_compile, owner):
+        self.optimizer, self.jit_compile, self.owner = pure(optimizer), jit_compile, owner
+        self._all = variables
+        self._place = next(i for i, v in enumerate(variables) if v is optimizer._iterations)
+        self._compiled = {}
+
+    def load(self, states):
+        """Takes the values of the variables in each model."""
+        taken = {int(values[self._place]) for values in states}
+        self.steps = [tf.constant(taken.pop(), "int64")] if len(taken) == 1 else []
+        self.variables = self._without_steps(self._all)
+        tensors = [[tf.convert_to_tensor(value) for value in self._without_steps(values)] for values in states]
+        self.state = [tf.stack(alike) for alike in zip(*tensors, strict=True)]
+
+    def states(self):
+        """Returns the values of the variables in each model, as arrays."""
+        arrays = [tensor.numpy() for tensor in self.state]
+        found = [[array[number] for array in arrays] for number in range(len(arrays[0]))]
+        for steps in self.steps:
+            for values in found:
+                values.insert(self._place, steps.numpy())
+        return found
+
+    def _without_steps(self, values):
+        values = list(values)
+        if self.steps:
+            del values[self._place]
+        return values
+
+    def _program(self, function, *arguments):
+        """A function's program, compiled for such arguments: all later ones have the same shapes."""
+        key = function, len(self.steps)
+        if key not in self._compiled:
+            self._compiled[key] = self._compile(function, arguments)
+        return self._compiled[key]
+
+    def _run(self, function, *arguments):
+        return self._program(function, *arguments)(*arguments)
+
+    def _compile(self, function, arguments):
+        def program(jit_compile):
+            made = tf.function(function, jit_compile=jit_compile, autograph=False)
+            try:
+                return made.get_concrete_function(*arguments)
+            except (NotImplementedError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{self.owner}: TensorFlow cannot take this step for several models at once: {error} "
+                    "Train them apart."
+                ) from error
+
+        if self.jit_compile != "auto":
+            return program(self.jit_compile)
+        try:
+            by_xla = program(True)
+            by_xla(*arguments)  # which compiles it, and changes nothing
+            return by_xla
+        except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
+            reason = str(error).partition("\n")[0]
+            warnings.warn(f"{self.owner}: runs without XLA, which cannot compile it: {reason}", stacklevel=5)
+            self.jit_compile = False
+            return program(False)
+
+    def _at(self, state, steps=(), others=()):
+        """A scope in which the variables hold these values, and others theirs: pairs of variables and values."""
+        held = [*zip(self.variables, state, strict=False), *others]
+        return keras.StatelessScope([*held, *((self.optimizer._iterations, taken) for taken in steps)])
+
+    def _left_in(self, scope, variables=None):
+        """The values of variables, those that training changes or others, at the end of a scope."""
+        return [scope.get_current_value(v) for v in (self.variables if variables is None else variables)]
+
+
+class StackedModels(Stacked):
+    """Several compiled `keras.Model`s, which train and evaluate by the loss and the metrics of the first one.
+
+    Args:
+        models: built and compiled, of one structure, with optimizers that are built.
+        batch_size: rows in a step.
+        evaluated: rows to evaluate at a time.
+        jit_compile: whether XLA compiles the programs; "auto" if it can.
+    """
+
     def __init__(self, models, batch_size, evaluated, jit_compile):
         self.models, self.batch_size, self.evaluated = models, batch_size, evaluated
-        self.model, self.optimizer = models[0], pure(models[0].optimizer)
-        taken = {int(model.optimizer._iterations.numpy()) for model in models}
-        self.steps = [tf.constant(taken.pop(), "int64")] if len(taken) == 1 else []
-        self.variables = [self._variables(model) for model in models]
-        self.state = [tf.stack([v.value for v in alike]) for alike in zip(*self.variables, strict=True)]
-        self.jit_compile, self._compiled = jit_compile, {}
+        self.model = models[0]
+        super().__init__(self.model.optimizer, self._of(self.model), jit_compile, OWNER)
+        self.load([[v.value for v in self._of(model)] for model in models])
+
+    @staticmethod
+    def _of(model):
+        return [*weights(model), *model.optimizer.variables]
 
     def train(self, data, order):
         """Trains for an epoch, and returns the metrics of each model, by name.
@@ -57,128 +141,91 @@ class Stacked:
 
     def write_back(self):
         """Gives each model its values."""
-        arrays = [tensor.numpy() for tensor in self.state]
-        for number, (model, variables) in enumerate(zip(self.models, self.variables, strict=True)):
-            for variable, array in zip(variables, arrays, strict=True):
-                variable.assign(array[number])
-            for steps in self.steps:
-                model.optimizer._iterations.assign(steps)
-
-    def _run(self, function, *arguments):
-        """Calls a function's program, compiled at the first call: all later ones get tensors of the same shapes."""
-        if function not in self._compiled:
-            self._compiled[function] = self._compile(function, arguments)
-        return self._compiled[function](*arguments)
-
-    def _compile(self, function, arguments):
-        def program(jit_compile):
-            made = tf.function(function, jit_compile=jit_compile, autograph=False)
-            try:
-                return made.get_concrete_function(*arguments)
-            except (NotImplementedError, TypeError, ValueError) as error:
-                raise ValueError(
-                    f"{OWNER}: TensorFlow cannot take this step for several models at once: {error} Train them apart."
-                ) from error
-
-        if self.jit_compile != "auto":
-            return program(self.jit_compile)
-        try:
-            by_xla = program(True)
-            by_xla(*arguments)  # which compiles it, and changes nothing
-            return by_xla
-        except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
-            reason = str(error).partition("\n")[0]
-            warnings.warn(f"{OWNER}: runs without XLA, which cannot compile it: {reason}", stacklevel=5)
-            self.jit_compile = False
-            return program(False)
-
-    def _variables(self, model):
-        variables = *weights(model), *model.optimizer.variables
-        return [v for v in variables if not (self.steps and v is model.optimizer._iterations)]
+        for model, values in zip(self.models, self.states(), strict=True):
+            for variable, value in zip(self._of(model), values, strict=True):
+                variable.assign(value)
 
     def _epoch(self, state, steps, data, order):
-        full, rest = divmod(order.shape[-1], self.batch_size)
-
-        def batch(state, steps, metrics, start, size):
+        def take(start, size, carried):
+            state, steps, metrics = carried
             rows = tf.gather(order, start + tf.range(size), axis=-1)
             some = tree.map_structure(lambda x: tf.gather(x, rows), data)
             state, metrics = self._step(state, steps, metrics, some, one_batch=order.shape.rank == 1)
             return state, [taken + 1 for taken in steps], metrics
 
-        def body(number, state, steps, metrics):
-            return number + 1, *batch(state, steps, metrics, number * self.batch_size, self.batch_size)
-
-        begin: Any = tf.constant(0), state, steps, self._unused_metrics()
-        _, state, steps, metrics = tf.while_loop(lambda number, *_: number < full, body, begin, parallel_iterations=1)
-        if rest:
-            state, steps, metrics = batch(state, steps, metrics, full * self.batch_size, rest)
+        begin = state, steps, self._unused_metrics()
+        state, steps, metrics = in_batches(take, order.shape[-1], self.batch_size, begin)
         return state, steps, self._results(metrics)
 
     def _look_at_all(self, state, data):
-        size = tree.flatten(data)[0].shape[0]
-        full, rest = divmod(size, self.evaluated)
-
-        def batch(metrics, start, size):
+        def take(start, size, metrics):
             some = tree.map_structure(lambda x: tf.gather(x, start + tf.range(size)), data)
             return self._look(state, metrics, some)
 
-        def body(number, metrics):
-            return number + 1, batch(metrics, number * self.evaluated, self.evaluated)
-
-        begin = tf.constant(0), self._unused_metrics()
-        metrics = tf.while_loop(lambda number, _: number < full, body, begin, parallel_iterations=1)[1]
-        return self._results(batch(metrics, full * self.evaluated, rest) if rest else metrics)
+        rows = tree.flatten(data)[0].shape[0]
+        return self._results(in_batches(take, rows, self.evaluated, self._unused_metrics()))
 
     def _step(self, state, steps, metrics, batch, one_batch):
         """State and metrics of all models after a step, on one batch or on one for each."""
 
         def step(state, metrics, batch):
-            with self._at(state, metrics, steps) as scope:
+            with self._at(state, steps, self._measured(metrics)) as scope:
                 train_step(self.model, self.optimizer, batch)
-            return self._left_in(scope)
+            return self._left_in(scope), self._left_in(scope, self.model.metrics_variables)
 
         if one_batch:
-            return _mapped(lambda own: step(own[0], own[1], batch), (state, metrics))
-        return _mapped(lambda own: step(own[0], own[1], own[2]), (state, metrics, batch))
+            return mapped(lambda own: step(own[0], own[1], batch), (state, metrics))
+        return mapped(lambda own: step(own[0], own[1], own[2]), (state, metrics, batch))
 
     def _look(self, state, metrics, batch):
         """Metrics of all models after a look at a batch."""
 
         def look(own):
             state, metrics = own
-            with self._at(state, metrics) as scope:
+            with self._at(state, others=self._measured(metrics)) as scope:
                 self.model.test_step(batch)
-            return self._left_in(scope)[1]
+            return self._left_in(scope, self.model.metrics_variables)
 
-        return _mapped(look, (state, metrics))
+        return mapped(look, (state, metrics))
 
     def _results(self, metrics):
         def results(metrics):
-            with self._at((), metrics):
+            with self._at((), others=self._measured(metrics)):
                 return self.model.get_metrics_result()
 
-        return _mapped(results, metrics)
+        return mapped(results, metrics)
+
+    def _measured(self, metrics):
+        return list(zip(self.model.metrics_variables, metrics, strict=True))
 
     def _unused_metrics(self):
         """What metrics hold before the first batch, for each model."""
         variables = self.model.metrics_variables
         with keras.StatelessScope([(variable, variable.value) for variable in variables]) as scope:
             self.model.reset_metrics()
-        fresh = [scope.get_current_value(variable) for variable in variables]
-        return [tf.stack([value] * len(self.models)) for value in fresh]
-
-    def _at(self, state, metrics, steps=()):
-        """A scope in which the first model's variables hold these values."""
-        held = [*zip(self.variables[0], state, strict=False), *zip(self.model.metrics_variables, metrics, strict=True)]
-        return keras.StatelessScope([*held, *((self.model.optimizer._iterations, taken) for taken in steps)])
-
-    def _left_in(self, scope):
-        """The state and the metrics at the end of a scope."""
-        both = self.variables[0], self.model.metrics_variables
-        return tuple([scope.get_current_value(variable) for variable in variables] for variables in both)
+        return [tf.stack([value] * len(self.models)) for value in self._left_in(scope, variables)]
 
 
-def _mapped(function, arguments):
+def in_batches(take, rows, size, carried):
+    """Takes batches of rows until there are none left, and returns what is carried from one to the next.
+
+    Args:
+        take: from the first row of a batch, its size and what is carried to what is carried on.
+        rows: how many there are, a Python number.
+        size: rows in a batch; the last one has what is left of them.
+        carried: to begin with, a nest of tensors.
+    """
+    full, rest = divmod(rows, size)
+
+    def body(number, carried):
+        return number + 1, take(number * size, size, carried)
+
+    begin: Any = tf.constant(0), carried
+    carried = tf.while_loop(lambda number, _: number < full, body, begin, parallel_iterations=1)[1]
+    return take(full * size, rest, carried) if rest else carried
+
+
+def mapped(function, arguments):
     """`function(arguments)` for each model at once; one by one within the program where an operation has no such form.
 
     Random numbers are of that kind: they are those that a model draws alone.

@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 import kopt
 from kopt.distribute import gpus
 from kopt.search.engines import Suggestion
-from kopt.search.evaluation import evaluate
+from kopt.search.evaluation import Task, evaluate
 from kopt.search.networks import give_gpu, number_of_jobs
 
 CLAIMER = """
@@ -94,8 +94,8 @@ def test_jobs_count_gpus_where_networks_train(two_gpus):
     assert number_of_jobs(-1, LogisticRegression()) == joblib.cpu_count()
 
 
-@pytest.mark.parametrize(("parent", "given"), [(os.getpid(), []), (0, ["CPU", "CPU"])])
-def test_a_worker_trains_on_its_gpu_and_the_searching_process_wherever_it_is(monkeypatch, parent, given):
+@pytest.mark.parametrize("is_worker", [False, True])
+def test_a_worker_trains_on_its_gpu_and_the_searching_process_wherever_it_is(monkeypatch, is_worker):
     monkeypatch.setattr(gpus, "own", lambda: "CPU")
     devices = []
 
@@ -109,5 +109,12 @@ def test_a_worker_trains_on_its_gpu_and_the_searching_process_wherever_it_is(mon
     pipeline = make_pipeline(StandardScaler(), Watched(epochs=1))
     for params in ({"watched__epochs": 2}, {"watched": Watched(epochs=1)}):
         split = np.arange(100), np.arange(100, 150)
-        evaluate(Suggestion("0", params), 0, clone(pipeline), X, y, split, options=options, parent=parent)
-    assert devices == (given or [None, None])
+        evaluate(
+            Task(Suggestion("0", params), clone(pipeline), options),
+            0,
+            X,
+            y,
+            split,
+            parent=0 if is_worker else os.getpid(),
+        )
+    assert devices == ["CPU" if is_worker else None] * 2

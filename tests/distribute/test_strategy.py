@@ -107,7 +107,7 @@ def test_one_device_strategy_places_the_weights():
         KerasRegressor(epochs=2, random_state=0, strategy=strategy).fit(X, y) for strategy in (None, place)
     )
     np.testing.assert_allclose(plain.predict(X), placed.predict(X), rtol=1e-12)
-    assert {v.value.device[-5:] for v in placed._network._program().weights} == {"CPU:1"}
+    assert {v.value.device[-5:] for v in placed._network.program().weights} == {"CPU:1"}
 
 
 def test_early_stopping_over_two_replicas():

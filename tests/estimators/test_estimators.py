@@ -318,4 +318,4 @@ def test_it_learns_out_of_the_box():
 
 def test_strategies_by_name_survive_a_clone():
     net = clone(fast(KerasRegressor, strategy="mirrored", epochs=1)).fit(X, y)
-    assert net._network._program().strategy is kopt.distribute.strategy.resolve("mirrored")
+    assert net._network.program().strategy is kopt.distribute.strategy.resolve("mirrored")

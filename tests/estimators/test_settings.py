@@ -94,7 +94,7 @@ def test_a_device_by_name(name):
 def test_the_device_is_where_the_network_lives(in_series):
     estimator = pickle.loads(pickle.dumps(clone(noisy(0, device="CPU:1"))))
     np.testing.assert_array_equal(probabilities(estimator), in_series[0])
-    assert "CPU:1" in estimator._network._program().weights[0].value.device
+    assert "CPU:1" in estimator._network.program().weights[0].value.device
     assert "CPU:0" in estimator.model_.weights[0].value.device
     with pytest.raises(InvalidParameterError, match=r"KerasClassifier: device must be one of CPU:0, CPU:1, got 'TPU'"):
         noisy(0, device="TPU").fit(X, y)
@@ -132,7 +132,7 @@ def test_float16_scales_the_loss_and_learns():
     estimator = KerasClassifier(dtype="mixed_float16", optimizer__learning_rate=0.01, epochs=20, random_state=0)
     whole = clone(estimator).set_params(dtype=None).fit(X, y)
     estimator.fit(X, y)
-    assert isinstance(estimator._network._program().outer, keras.optimizers.LossScaleOptimizer)
+    assert isinstance(estimator._network.program().outer, keras.optimizers.LossScaleOptimizer)
     np.testing.assert_allclose(estimator.predict_proba(X), whole.predict_proba(X), atol=0.02)
 
 

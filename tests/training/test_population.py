@@ -155,7 +155,7 @@ def test_rows_are_visited_in_each_seeds_order(capsys):
 
 
 def test_one_seed_is_one_order_and_an_interrupted_population_keeps_what_it_learned(monkeypatch):
-    train, epochs = stacked.Stacked.train, []
+    train, epochs = stacked.StackedModels.train, []
 
     def interrupted(self, data, order):
         if len(epochs) == 2:
@@ -163,7 +163,7 @@ def test_one_seed_is_one_order_and_an_interrupted_population_keeps_what_it_learn
         epochs.append(order.numpy())
         return train(self, data, order)
 
-    monkeypatch.setattr(stacked.Stacked, "train", interrupted)
+    monkeypatch.setattr(stacked.StackedModels, "train", interrupted)
     models, other = [line(kopt.SGD(0.1)) for _ in range(2)], line(kopt.SGD(0.1))
     with pytest.raises(KeyboardInterrupt):
         kopt.fit_population(models, X, X[:, 0], batch_size=16, epochs=4, seed=3, verbose=0, jit_compile=False)
