@@ -97,7 +97,7 @@ def test_jobs_count_gpus_where_networks_train(two_gpus):
 @pytest.mark.parametrize("is_worker", [False, True])
 def test_a_worker_trains_on_its_gpu_and_the_searching_process_wherever_it_is(monkeypatch, is_worker):
     monkeypatch.setattr(gpus, "own", lambda: "CPU")
-    devices = []
+    devices, parent = [], 0 if is_worker else os.getpid()
 
     class Watched(kopt.KerasClassifier):
         def fit(self, X, y):
@@ -105,7 +105,7 @@ def test_a_worker_trains_on_its_gpu_and_the_searching_process_wherever_it_is(mon
             return super().fit(X, y)
 
     X, y = load_iris(return_X_y=True)
-    options = dict(scorer=check_scoring(Watched()), fit_params={}, score_params={}, verbose=0)
+    options = dict(scorer=check_scoring(Watched()), fit_params={}, score_params={}, return_times=True)
     pipeline = make_pipeline(StandardScaler(), Watched(epochs=1))
     for params in ({"watched__epochs": 2}, {"watched": Watched(epochs=1)}):
         split = np.arange(100), np.arange(100, 150)
