@@ -105,16 +105,9 @@ def test_a_worker_trains_on_its_gpu_and_the_searching_process_wherever_it_is(mon
             return super().fit(X, y)
 
     X, y = load_iris(return_X_y=True)
-    options = dict(scorer=check_scoring(Watched()), fit_params={}, score_params={}, return_times=True)
+    options = dict(scorer=check_scoring(Watched()), fit_params={}, score_params={}, return_times=True, verbose=0)
     pipeline = make_pipeline(StandardScaler(), Watched(epochs=1))
+    split = np.arange(100), np.arange(100, 150)
     for params in ({"watched__epochs": 2}, {"watched": Watched(epochs=1)}):
-        split = np.arange(100), np.arange(100, 150)
-        evaluate(
-            Task(Suggestion("0", params), clone(pipeline), options),
-            0,
-            X,
-            y,
-            split,
-            parent=0 if is_worker else os.getpid(),
-        )
+        evaluate(Task(Suggestion("0", params), clone(pipeline), options), 0, X, y, split, parent=parent)
     assert devices == ["CPU" if is_worker else None] * 2

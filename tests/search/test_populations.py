@@ -94,7 +94,9 @@ def test_each_has_its_share_of_the_time(monkeypatch):
     monkeypatch.setattr(sklearn.model_selection._validation.time, "time", lambda: next(clock))
     model = LogisticRegression()
     task = Task(
-        Suggestion("0", {}), model, dict(scorer=check_scoring(model), fit_params={}, score_params={}, return_times=True)
+        Suggestion("0", {}),
+        model,
+        dict(scorer=check_scoring(model), fit_params={}, score_params={}, return_times=True, verbose=0),
     )
     where = 0, X, y, (np.arange(100), np.arange(100, 150))
     whole, quarter = (evaluate(task, *where, parent=os.getpid(), share=share)["fit_time"] for share in (1.0, 0.25))
