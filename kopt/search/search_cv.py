@@ -64,8 +64,8 @@ class TunerSearchCV(BaseSearchCV, Pictures):
             GPUs, each process that trains networks has one for itself, and -1 means as many jobs as GPUs.
         population: how many candidates may train together, as one program, where they differ only in seeds and in the
             optimizer's numbers: see `kopt.fit_population`. Those that differ in more, or have `early_stopping`,
-            `callbacks` or `verbose`, train alone. `"auto"` is 16 on a GPU for methods that do not learn, else 1: a CPU
-            is kept busy by one network. Scores are those of training alone, to rounding.
+            `callbacks` or `verbose`, train alone. Scores are those of training alone, to rounding. `"auto"` is 16 on a
+            GPU for methods that do not propose, else 1, which has the scores of GridSearchCV to the bit.
         refit: as in GridSearchCV. With several metrics its name also leads a search that learns. Where kopt's
             estimators stopped early, the final fit stops at the median of the folds' best epochs, and trains
             on all rows: see `refit_epochs_`.
