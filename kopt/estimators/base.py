@@ -24,7 +24,8 @@ class KerasEstimator(CallbackSupport, Files, Display):
     """Base of `kopt.KerasClassifier`, `kopt.KerasRegressor` and `kopt.KerasTransformer`."""
 
     _go_on_at = None
-    """A file of `Network.keep` from which the next `fit` goes on, and to which it writes: set by a search in rungs."""
+    """A file of `Network.keep` from which the next `fit` goes on, and to which it writes; and how many epochs are
+    planned in all. Set by a search in rungs."""
 
     _parameter_constraints = {
         "model": [callable, None],
@@ -144,16 +145,18 @@ class KerasEstimator(CallbackSupport, Files, Display):
             network.start_from(self._network.weights)
             network.history = {name: list(values) for name, values in self._network.history.items()}
         rows, followers, judge = followers_of(self, rows, epochs, random if holds_out else None)
-        if self._go_on_at is not None:
-            epochs -= network.go_on(self._go_on_at)
+        file, planned = self._go_on_at or (None, epochs)
+        if file is not None:
+            epochs -= network.go_on(file)
         network.train(
             rows.X, self._encoded(rows.codes), rows.w,
             epochs=epochs,
             batch_size=None if self.batch_size == "auto" else min(self.batch_size, len(rows.w)),
             followers=followers,
+            planned=planned,
         )  # fmt: skip
-        if self._go_on_at is not None:
-            network.keep(self._go_on_at)
+        if file is not None:
+            network.keep(file)
             del self._go_on_at
         self._network = network
         self.history_, self.loss_curve_ = network.history, network.history["loss"]

@@ -52,7 +52,7 @@ class Course:
         self.leader = search.refit if isinstance(search.refit, str) else None
         if engine.learns and isinstance(search.scoring, list | tuple | dict) and self.leader is None:
             self._refuse_to_lead()
-        self._began, self._gone = time.monotonic(), frozenset()
+        self._began, self._gone, self._rungs = time.monotonic(), frozenset(), None
 
     def run(self):
         """Returns the trials that have a score and fits, in the order in which they were asked."""
@@ -61,7 +61,8 @@ class Course:
         self._members = members(self.search.population, self.search.estimator, proposes)
         size = max(self.engine.total, 1) if alone and not self.engine.learns else jobs * self._members
         with contextlib.ExitStack() as stack:
-            self._rungs = self.ladder and Rungs(self.ladder.resource, stack.enter_context(self._networks()))
+            if self.ladder:
+                self._rungs = Rungs(self.ladder.resource, stack.enter_context(self._networks()), self.ladder.high)
             self._show = stack.enter_context(_progress(self.search.verbose == 1, self.study, self.engine))
             options = dict(n_jobs=jobs, pre_dispatch=self.search.pre_dispatch, return_as="generator")
             parallel = stack.enter_context(Parallel(**options))

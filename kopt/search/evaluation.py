@@ -19,10 +19,12 @@ class Rungs(NamedTuple):
     Attributes:
         resource: the parameter that takes the budget.
         directory: of the files.
+        largest: the largest budget.
     """
 
     resource: str
     directory: pathlib.Path
+    largest: int
 
     def path(self, candidate, fold):
         """The file of a candidate's network on a fold."""
@@ -41,7 +43,7 @@ class Rungs(NamedTuple):
         """
         owner = estimator.get_params()[self.resource.rpartition("__")[0]] if "__" in self.resource else estimator
         if is_network(owner) and not (owner.early_stopping or owner.callbacks):
-            owner._go_on_at = path
+            owner._go_on_at = path, self.largest
 
 
 class Task(NamedTuple):

@@ -48,6 +48,7 @@ class Step:
     Attributes:
         traced: TensorFlow's function.
         compiled: another one, which XLA compiles for each number of rows when it is called.
+        operations: the types of its operations.
         outputs: what it returns.
     """
 
@@ -55,6 +56,7 @@ class Step:
         self._step, self._structure, self.specs = step, structure, specs
         self._kind = type(tf.Variable(tf.zeros(())))  # tf.Variable itself would ask the trace to make one
         self.traced = tf.function(self.plain).get_concrete_function(*specs)
+        self.operations = xla.operations_of(self.traced.graph)
         self.outputs = self.traced.structured_outputs
         self.compiled = tf.function(self.plain, reduce_retracing=True, jit_compile=True)
 
@@ -176,7 +178,7 @@ class Epochs(Program):
         """Whether to compile with XLA: as the user says, or where `jit` is "auto", if it pays in these steps."""
         if jit != "auto" or self.refused:
             return jit is True
-        return True in self._programs or xla.pays(planned, self.step.traced.graph)
+        return True in self._programs or xla.pays(planned, self.step.operations)
 
     def __call__(self, part, size, jit, planned):
         """Takes the steps of a part of the data, and returns the logs after them.
@@ -190,7 +192,7 @@ class Epochs(Program):
         full, rest = divmod(part.rows, size)
         if not self.uses_xla(jit, planned):
             return self._run(False, part, size, part.first, part.last)
-        if jit is True and xla.is_slow(self.step.traced.graph):
+        if jit is True and xla.is_slow(self.step.operations):
             return self._run("steps", part, size, part.first, part.last)
         logs = None
         if part.first < full:

@@ -150,7 +150,7 @@ class Network:
         vars(other).update(vars(self), _state=state, _model=None, _tensors=None)
         return other
 
-    def train(self, X, y, w, *, epochs, batch_size, followers=()):
+    def train(self, X, y, w, *, epochs, batch_size, followers=(), planned=None):
         """Trains for some epochs.
 
         Args:
@@ -160,6 +160,7 @@ class Network:
             epochs: how often to go over the rows, at most.
             batch_size: rows in a step; None for what suits the optimizer: see `Program.batch_size`.
             followers: `kopt.training.followers.Follower`s, which are told in this order.
+            planned: how many epochs there are in all, where these are a part of them.
 
         Raises:
             ValueError: the loss is no longer a finite number, or the optimizer takes the data set as one batch and
@@ -173,7 +174,8 @@ class Network:
             self.begin(program)
             first = len(self.history["loss"])
             batch_size = program.batch_size(X, batch_size)
-            train = program.epochs(X, y, w, batch_size)
+            planned = 0 if followers.wants_batches else planned or epochs
+            train = program.epochs(X, y, w, batch_size, planned)
             course = Course(self, program, first, epochs, -(-n_rows // batch_size))
             followers.begin(course)
             for number in range(first, first + epochs):

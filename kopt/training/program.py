@@ -3,6 +3,7 @@
 import functools
 import math
 import threading
+import warnings
 from typing import Any
 
 import keras
@@ -10,9 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 from kopt.distribute import strategy as distributed
-from kopt.training import losses, oracle
+from kopt.training import losses, oracle, xla
 from kopt.training.cache import Cache
-from kopt.training.epochs import over_batches
+from kopt.training.epochs import CANNOT_COMPILE, over_batches
 from kopt.training.model import minimizers, whole_batch
 from kopt.training.several import within
 
@@ -24,6 +25,9 @@ BLOCK = 2**23
 
 ROWS = 4096
 """Rows predicted at a time."""
+
+FEW = 3000
+"""Steps for which XLA never pays: it takes longer to compile an operation than to call it so often."""
 
 
 def program(model, optimizer, loss, strategy, rows):
@@ -57,7 +61,7 @@ class Program:
         self.strategy, self.rows = strategy, rows
         self.lock = threading.RLock()
         self.weights = weights(model)
-        self.populations = Cache(size=4)
+        self.populations, self._compiled_epochs, self._refused = Cache(size=4), Cache(size=4), ""
         self._hidden = {}
         self._unused = [v.numpy() for v in self.variables[len(self.weights) :]]
         order, batch_size = tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.int32)
@@ -130,7 +134,7 @@ class Program:
         if getattr(self.optimizer, "averages", False):
             self.optimizer.swap(to)
 
-    def epochs(self, X, y, w, batch_size):
+    def epochs(self, X, y, w, batch_size, planned):
         """Returns a function that trains for an epoch in the order it is given, and returns the sum of w · loss.
 
         Args:
@@ -138,10 +142,16 @@ class Program:
             y: targets.
             w: positive weights of the rows.
             batch_size: rows in a step; the last one of an epoch takes what is left.
+            planned: how many epochs there are in all. On this alone, and what is computed, it depends whether XLA
+                compiles the steps, so that like fits are equal; it does not where random numbers are drawn, which would
+                be others.
         """
         row = math.prod(X.shape[1:]) * X.dtype.itemsize
         if len(w) * row <= WHOLE:
             rows = [tf.constant(dense(a)) for a in (X, y, w)]
+            if self._pays(rows, batch_size, planned):
+                compiled = self._compiled_epochs.find((len(w), batch_size), lambda: self._compile(batch_size))
+                return functools.partial(self._epoch_by_xla, compiled, rows, batch_size)
             return lambda order: float(self.epoch(*rows, order, batch_size))
         block = max(BLOCK // (row * batch_size), 1) * batch_size
 
@@ -157,6 +167,35 @@ class Program:
 
         return epoch
 
+    def _pays(self, rows, batch_size, planned):
+        """Whether XLA is worth its time, as far as it can compile the steps."""
+        steps = planned * (rows[0].shape[0] // batch_size)
+        if self._refused or steps < FEW or any(map(oracle.is_seed, self.weights)):
+            return False
+        order = np.arange(rows[0].shape[0], dtype="int32")
+        graph = self.epoch.get_concrete_function(*rows, order, batch_size).graph
+        return xla.pays(steps, xla.operations_of_loop(graph))
+
+    def _compile(self, batch_size):
+        """A program by XLA of an epoch's whole batches, compiled for each number of rows."""
+
+        def epoch(X, y, w, order):
+            batches = order.shape[0] // batch_size
+            return self._loop(X, y, w, order, 0, batches, batches * batch_size, batch_size, batch_size)
+
+        return tf.function(epoch, jit_compile=True, autograph=False)
+
+    def _epoch_by_xla(self, compiled, rows, batch_size, order):
+        """An epoch whose last batch, if it is smaller, runs as a graph."""
+        whole, total = 0 if self._refused else len(order) // batch_size * batch_size, 0.0
+        try:
+            total = float(compiled(*rows, order[:whole])) if whole else 0.0
+        except CANNOT_COMPILE as error:
+            whole, self._refused = 0, str(error).strip().partition("\n")[0]
+            warnings.warn(f"{self.model.name} runs as a graph: XLA cannot compile it, {self._refused}", stacklevel=2)
+        rest = order[whole:]
+        return total + (float(self.epoch(*rows, rest, batch_size)) if len(rest) else 0.0)
+
     def evaluate(self, X, y, w):
         """The weighted mean of the loss at the present weights, without penalties."""
         weights = [tf.convert_to_tensor(v.value) for v in self.weights]
@@ -164,6 +203,12 @@ class Program:
         return np.average(losses.values(self.loss, tf.constant(dense(y)), tf.constant(outputs)), weights=w)
 
     def _epoch(self, X, y, w, order, batch_size):
+        rows = tf.size(order)
+        return self._loop(X, y, w, order, 0, (rows + batch_size - 1) // batch_size, rows, batch_size)
+
+    def _loop(self, X, y, w, order, first, last, rows, size, length=None):
+        """Steps on batches, as `over_batches` takes them; returns the sum of w · loss."""
+
         def take(batch, state):
             (total,) = state
             w_batch = tf.gather(w, batch)
@@ -171,9 +216,8 @@ class Program:
             loss = self._step(tf.gather(X, batch), tf.gather(y, batch), w_batch, weight)
             return (total + weight * loss,)
 
-        rows = tf.size(order)
-        batches = (rows + batch_size - 1) // batch_size
-        return over_batches(take, order, tf.constant(0), batches, rows, batch_size, (tf.zeros([], w.dtype),))[0]
+        begin = (tf.zeros([], w.dtype),)
+        return over_batches(take, order, tf.constant(first), last, rows, size, begin, length)[0]
 
     def _step(self, X, y, w, weight, replicas=1):
         """Updates the weights from these rows, and returns their part of the loss of a batch of this `weight`."""
@@ -205,8 +249,8 @@ class SharedProgram(Program):
         super().__init__(model, optimizer, loss, strategy, rows)
         self.step = tf.function(self._shared_step, self.rows, autograph=False)
 
-    def epochs(self, X, y, w, batch_size):
-        """As `Program.epochs`."""
+    def epochs(self, X, y, w, batch_size, planned):
+        """As `Program.epochs`, without XLA."""
         replicas = distributed.replicas(self.strategy)
 
         def epoch(order):

@@ -5,11 +5,11 @@ import functools
 import io
 import pickle
 
+import cloudpickle
 import joblib
 import numpy as np
 import pandas as pd
 import pytest
-from joblib.externals import cloudpickle
 from sklearn.base import clone, is_classifier, is_regressor
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer

@@ -343,16 +343,16 @@ def test_xla_where_it_pays(monkeypatch):
 
 
 def test_many_small_steps_pay_and_few_or_large_ones_do_not():
-    def graph(layer, shape):
+    def operations(layer, shape):
         inputs = tf.TensorSpec([None, *shape])
         layer.build(inputs.shape)
-        return tf.function(layer.call).get_concrete_function(inputs).graph
+        return xla.operations_of(tf.function(layer.call).get_concrete_function(inputs).graph)
 
-    dense = graph(layers.Dense(3), (4,))
+    dense = operations(layers.Dense(3), (4,))
     assert not xla.pays(100, dense)
     assert xla.pays(10**7, dense)
     if not tf.config.list_logical_devices("GPU"):
-        assert not xla.pays(10**7, graph(layers.Conv2D(3, 3), (8, 8, 1)))
+        assert not xla.pays(10**7, operations(layers.Conv2D(3, 3), (8, 8, 1)))
         assert not xla.is_slow(dense)
 
 
