@@ -123,8 +123,14 @@ def network():
 
 
 @pytest.mark.slow
-def test_a_promotion_goes_on_to_the_bit(network, tmp_path, monkeypatch):
+@pytest.mark.parametrize("by_xla", [False, True])
+def test_a_promotion_goes_on_to_the_bit(network, tmp_path, monkeypatch, by_xla):
+    from kopt.training import program, xla
     from kopt.training.network import Network
+
+    if by_xla:  # which the whole of nine epochs decides, not the part of them that is trained
+        monkeypatch.setattr(program, "FEW", 9)
+        monkeypatch.setattr(xla, "SECONDS_TO_COMPILE", (0.0, 0.0))
 
     trained, train = [], Network.train
     monkeypatch.setattr(Network, "train", lambda self, *a, **k: (trained.append(k["epochs"]), train(self, *a, **k))[1])
@@ -133,7 +139,7 @@ def test_a_promotion_goes_on_to_the_bit(network, tmp_path, monkeypatch):
     results = search.cv_results_
     assert list(results["n_resources"]) == [1] * 9 + [3] * 3 + [9] + [3] * 5 + [9] + [9] * 3
     assert trained == [epochs for epochs in [1] * 9 + [2] * 3 + [6] + [3] * 5 + [6] + [9] * 3 for _ in range(2)]
-    for row in (9, 12, 18):  # promoted once, twice, and to the end of the second bracket
+    for row in (12, 18) if by_xla else (9, 12, 18):  # promoted once, twice, and to the end of the second bracket
         assert results["param_kerasclassifier__epochs"][row] == results["n_resources"][row]
         straight = cross_validate(network.set_params(**results["params"][row]), X, y, cv=2, scoring="neg_log_loss")
         assert straight["test_score"].tolist() == [results[f"split{i}_test_score"][row] for i in range(2)]
