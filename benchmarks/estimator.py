@@ -192,7 +192,7 @@ def step(make, few=5, more=25):
 
 def step_of_many(make):
     """The same in fits so long that kopt compiles them by XLA. Keras's and torch's steps do not depend on that."""
-    return step(make, 150, 200) if make in (kopt_side, mlp_side) else step(make)
+    return step(make, 150, 300) if make in (kopt_side, mlp_side) else step(make)
 
 
 def first_fit(make):

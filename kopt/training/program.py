@@ -149,10 +149,17 @@ class Program:
         row = math.prod(X.shape[1:]) * X.dtype.itemsize
         if len(w) * row <= WHOLE:
             rows = [tf.constant(dense(a)) for a in (X, y, w)]
-            if self._pays(rows, batch_size, planned):
-                compiled = self._compiled_epochs.find((len(w), batch_size), lambda: self._compile(batch_size))
-                return functools.partial(self._epoch_by_xla, compiled, rows, batch_size)
-            return lambda order: float(self.epoch(*rows, order, batch_size))
+            epoch: Any = self.epoch.get_concrete_function()  # which is quicker to call
+            size = tf.constant(batch_size)
+
+            def as_graph(order):
+                return float(epoch(*rows, tf.constant(order), size))
+
+            if not self._pays(len(w) // batch_size * planned, epoch.graph):
+                return as_graph
+            key = len(w), batch_size
+            by_xla = self._compiled_epochs.find(key, lambda: self._compile(rows, batch_size))
+            return functools.partial(self._epoch_by_xla, by_xla, rows, as_graph)
         block = max(BLOCK // (row * batch_size), 1) * batch_size
 
         def within_block(these):
@@ -167,34 +174,31 @@ class Program:
 
         return epoch
 
-    def _pays(self, rows, batch_size, planned):
-        """Whether XLA is worth its time, as far as it can compile the steps."""
-        steps = planned * (rows[0].shape[0] // batch_size)
+    def _pays(self, steps, graph):
+        """Whether XLA is worth its time for so many steps of this graph, as far as it can compile them."""
         if self._refused or steps < FEW or any(map(oracle.is_seed, self.weights)):
             return False
-        order = np.arange(rows[0].shape[0], dtype="int32")
-        graph = self.epoch.get_concrete_function(*rows, order, batch_size).graph
         return xla.pays(steps, xla.operations_of_loop(graph))
 
-    def _compile(self, batch_size):
-        """A program by XLA of an epoch's whole batches, compiled for each number of rows."""
+    def _compile(self, rows, batch_size):
+        """A program of the whole batches of an epoch, which XLA compiles when it is first called."""
+        whole = len(rows[0]) // batch_size * batch_size
 
         def epoch(X, y, w, order):
-            batches = order.shape[0] // batch_size
-            return self._loop(X, y, w, order, 0, batches, batches * batch_size, batch_size, batch_size)
+            return self._loop(X, y, w, order, 0, whole // batch_size, whole, batch_size, batch_size)
 
-        return tf.function(epoch, jit_compile=True, autograph=False)
+        compiled = tf.function(epoch, jit_compile=True, autograph=False)
+        return compiled.get_concrete_function(*rows, tf.TensorSpec([whole], tf.int32))
 
-    def _epoch_by_xla(self, compiled, rows, batch_size, order):
+    def _epoch_by_xla(self, by_xla, rows, as_graph, order):
         """An epoch whose last batch, if it is smaller, runs as a graph."""
-        whole, total = 0 if self._refused else len(order) // batch_size * batch_size, 0.0
+        whole, total = 0 if self._refused else by_xla.inputs[len(rows)].shape[0], 0.0
         try:
-            total = float(compiled(*rows, order[:whole])) if whole else 0.0
+            total = float(by_xla(*rows, tf.constant(order[:whole]))) if whole else 0.0
         except CANNOT_COMPILE as error:
             whole, self._refused = 0, str(error).strip().partition("\n")[0]
             warnings.warn(f"{self.model.name} runs as a graph: XLA cannot compile it, {self._refused}", stacklevel=2)
-        rest = order[whole:]
-        return total + (float(self.epoch(*rows, rest, batch_size)) if len(rest) else 0.0)
+        return total + (as_graph(order[whole:]) if whole < len(order) else 0.0)
 
     def evaluate(self, X, y, w):
         """The weighted mean of the loss at the present weights, without penalties."""
