@@ -88,7 +88,7 @@ class Program:
 
         weights = [tf.TensorSpec(w.shape, w.dtype) for w in self.weights]
         with self.lock, distributed.scope(self.strategy):
-            return tf.function(outputs, [rows, *weights], autograph=False).get_concrete_function()
+            return direct(tf.function(outputs, [rows, *weights], autograph=False).get_concrete_function())
 
     @property
     def variables(self):
@@ -148,14 +148,14 @@ class Program:
         """
         row = math.prod(X.shape[1:]) * X.dtype.itemsize
         if len(w) * row <= WHOLE:
-            rows = [tf.constant(dense(a)) for a in (X, y, w)]
-            epoch: Any = self.epoch.get_concrete_function()  # which is quicker to call
-            size = tf.constant(batch_size)
+            rows = [tf.constant(dense(a), spec.dtype) for a, spec in zip((X, y, w), self.rows, strict=True)]
+            function: Any = self.epoch.get_concrete_function()
+            graph, size = direct(function), tf.constant(batch_size)
 
             def as_graph(order):
-                return float(epoch(*rows, tf.constant(order), size))
+                return float(graph(*rows, tf.constant(order), size))
 
-            if not self._pays(len(w) // batch_size * planned, epoch.graph):
+            if not self._pays(len(w) // batch_size * planned, function.graph):
                 return as_graph
             key = len(w), batch_size
             by_xla = self._compiled_epochs.find(key, lambda: self._compile(rows, batch_size))
@@ -282,6 +282,21 @@ class SharedProgram(Program):
 def weights(model):
     """All of a model's variables, the trainable ones first."""
     return [*model.trainable_variables, *model.non_trainable_variables]
+
+
+def direct(function):
+    """A concrete function with one output, to call past TensorFlow's checks, with tensors that are as it wants them.
+
+    These take longer than a small network. On a CPU alone: elsewhere TensorFlow has to see which tensors go where.
+    """
+    if tf.config.list_logical_devices("GPU"):
+        return function
+
+    def call(*tensors):
+        arguments = [*tensors, *function.captured_inputs]
+        return tf.raw_ops.StatefulPartitionedCall(args=arguments, Tout=[function.output_dtypes], f=function)[0]
+
+    return call
 
 
 def predictions(predict, X, weights):
