@@ -55,8 +55,8 @@ class Fit(NamedTuple):
         """Whether both can train as one."""
         return (
             self.program is other.program
-            and self[5:] == other[5:]
-            and all(_equal(a, b) for a, b in zip(self[2:5], other[2:5], strict=True))
+            and (self.epochs, self.batch_size) == (other.epochs, other.batch_size)
+            and all(_equal(a, b) for a, b in ((self.X, other.X), (self.y, other.y), (self.w, other.w)))
         )
 
 

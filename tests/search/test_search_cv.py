@@ -17,6 +17,7 @@ from sklearn.feature_selection import SelectKBest
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, KFold, RandomizedSearchCV, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.tree import DecisionTreeClassifier
@@ -272,6 +273,12 @@ def test_the_final_fit_takes_the_median_of_the_best_epochs():
     final = search.best_estimator_["network"]
     assert (final.n_iter_, final.early_stopping) == (sorted(epochs)[1], False)
     assert TunerSearchCV(Bowl(), {"x": [1.0]}, method="grid").fit(X, y).refit_epochs_ == {}
+
+
+def test_the_final_fit_leaves_other_estimators_early_stopping_alone():
+    network = MLPClassifier((4,), max_iter=30, early_stopping=True, random_state=0, tol=1.0, n_iter_no_change=2)
+    search = TunerSearchCV(network, {"alpha": [0.0, 0.1]}, method="grid", cv=2).fit(X, y)
+    assert (search.refit_epochs_, search.best_estimator_.early_stopping) == ({}, True)
 
 
 def test_scikit_learns_callbacks_see_every_fit():
