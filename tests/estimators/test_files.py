@@ -236,6 +236,17 @@ def test_export_to_a_saved_model(fitted, tmp_path, capfd):
     np.testing.assert_allclose(saved.serve(X), fitted.model_(X), rtol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # of tf2onnx
+def test_export_to_onnx(fitted, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("tf2onnx")
+    fitted.export(tmp_path / "net.onnx", "onnx")
+    session = runtime.InferenceSession(tmp_path / "net.onnx")
+    (found,) = session.run(None, {session.get_inputs()[0].name: X.astype(fitted._network.blueprint.dtype)})
+    np.testing.assert_allclose(found, fitted.model_(X), rtol=1e-4, atol=1e-6)
+
+
 def test_export_names_what_is_missing(fitted, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     message = (
