@@ -10,13 +10,11 @@ import tensorflow as tf
 from keras import tree
 
 from kopt._checks import check_choice, check_range
+from kopt.training import stacked
 from kopt.training.alike import OWNER, check_alike
 from kopt.training.memory import advised
 from kopt.training.progress import order_of
 from kopt.training.stacked import StackedModels
-
-MANY = 1000
-"""Steps from which a program by XLA, faster once compiled, is worth the second that it takes longer to compile."""
 
 
 def fit_population(
@@ -86,7 +84,7 @@ def fit_population(
         if getattr(model.optimizer, "averages", False):
             model.optimizer.swap("training")
     models[0].test_step(first_row)  # makes the metrics
-    if epochs * math.ceil(_rows(data) / batch_size) < MANY and jit_compile == "auto":
+    if epochs * math.ceil(_rows(data) / batch_size) < stacked.MANY and jit_compile == "auto":
         jit_compile = False
     population = StackedModels(models, batch_size, validation_batch_size, jit_compile)
     histories = [_history(model, epochs) for model in models]

@@ -13,6 +13,9 @@ from kopt.training.model import track_loss
 from kopt.training.oracle import Batch, computing, step
 from kopt.training.program import weights
 
+MANY = 1000
+"""Steps from which a program by XLA, faster once compiled, is worth the second that it takes longer to compile."""
+
 
 class Stacked:
     """Several like models with their optimizers, in the variables of the first one.

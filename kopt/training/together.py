@@ -7,14 +7,12 @@ import numpy as np
 import tensorflow as tf
 
 from kopt.distribute import strategy as distributed
+from kopt.training import stacked
 from kopt.training.alike import check_steps
 from kopt.training.memory import advised
 from kopt.training.oracle import is_seed, step
 from kopt.training.program import WHOLE, dense
 from kopt.training.stacked import Stacked, in_batches, mapped
-
-MANY = 1000
-"""Steps from which a program by XLA, faster once compiled, is worth the second that it takes longer to compile."""
 
 
 class Fit(NamedTuple):
@@ -95,7 +93,7 @@ def _train(networks, fit):
     with program.lock, distributed.scope(program.strategy):
         batch_size = program.batch_size(fit.X, fit.batch_size)
         rows = [tf.constant(dense(a)) for a in (fit.X, fit.y, fit.w)]
-        many = fit.epochs * -(-n_rows // batch_size) >= MANY
+        many = fit.epochs * -(-n_rows // batch_size) >= stacked.MANY
         jit_compile = "auto" if many and not any(map(is_seed, program.weights)) else False  # XLA draws other numbers
         shared = n_rows <= batch_size or all(network.orders_as(networks[0]) for network in networks)
         key = len(networks), n_rows, batch_size, shared, jit_compile

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import kopt
-from kopt.training import population, stacked
+from kopt.training import stacked
 from kopt.training.progress import order_of
 
 L = keras.layers
@@ -130,7 +130,7 @@ def test_xla_agrees_with_a_graph():
 @pytest.mark.slow
 def test_what_xla_cannot_compile_runs_without(monkeypatch):
     """A guard is a branch that each model takes or not."""
-    monkeypatch.setattr(population, "MANY", 1)
+    monkeypatch.setattr(stacked, "MANY", 1)
     models = [line(kopt.SGD(rate, skip_nonfinite=True)) for rate in (0.1, 0.2)]
     with pytest.warns(UserWarning, match=r"^fit_population: runs without XLA, which cannot compile it: "):
         kopt.fit_population(models, X, X[:, 0], verbose=0)

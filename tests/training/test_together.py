@@ -10,7 +10,7 @@ import pytest
 from scipy import sparse
 
 import kopt
-from kopt.training import together
+from kopt.training import stacked, together
 from kopt.training.meeting import call_together
 
 L = keras.layers
@@ -94,7 +94,7 @@ def test_as_alone_with_averages_and_several_looks(options, sizes):
 def test_as_alone_on_sparse_rows_in_one_batch_and_by_xla_where_that_draws_no_other_numbers(
     model, by_xla, sizes, monkeypatch
 ):
-    monkeypatch.setattr(together, "MANY", 1)
+    monkeypatch.setattr(stacked, "MANY", 1)
     check_as_alone(lambda i: network(i, model=model, batch_size=50), n=2, X=sparse.csr_matrix(X))
     assert sizes == [(2, 1, by_xla)] * 3
 
