@@ -100,7 +100,8 @@ def test_each_has_its_share_of_the_time(monkeypatch):
     )
     where = 0, X, y, (np.arange(100), np.arange(100, 150))
     whole, quarter = (evaluate(task, *where, parent=os.getpid(), share=share)["fit_time"] for share in (1.0, 0.25))
-    assert (whole, quarter) == (1, 0.25)
+    assert whole > 0
+    assert quarter == whole / 4
 
 
 def test_how_many_train_together(monkeypatch):
