@@ -88,7 +88,8 @@ class Program:
 
         weights = [tf.TensorSpec(w.shape, w.dtype) for w in self.weights]
         with self.lock, distributed.scope(self.strategy):
-            return direct(tf.function(outputs, [rows, *weights], autograph=False).get_concrete_function())
+            function = tf.function(outputs, [rows, *weights], autograph=False).get_concrete_function()
+            return direct(function, optimizes=True)
 
     @property
     def variables(self):
@@ -150,7 +151,7 @@ class Program:
         if len(w) * row <= WHOLE:
             rows = [tf.constant(dense(a), spec.dtype) for a, spec in zip((X, y, w), self.rows, strict=True)]
             function: Any = self.epoch.get_concrete_function()
-            graph, size = direct(function), tf.constant(batch_size)
+            graph, size = direct(function, optimizes=False), tf.constant(batch_size)
 
             def as_graph(order):
                 return float(graph(*rows, tf.constant(order), size))
@@ -284,17 +285,24 @@ def weights(model):
     return [*model.trainable_variables, *model.non_trainable_variables]
 
 
-def direct(function):
+def direct(function, optimizes):
     """A concrete function with one output, to call past TensorFlow's checks, with tensors that are as it wants them.
 
     These take longer than a small network. On a CPU alone: elsewhere TensorFlow has to see which tensors go where.
+
+    Args:
+        function: the function.
+        optimizes: whether TensorFlow may take its time to improve the graph before the first call, which pays for
+            predictions. The steps of a training become no faster.
     """
     if tf.config.list_logical_devices("GPU"):
         return function
+    config = tf.compat.v1.ConfigProto()
+    config.graph_options.rewrite_options.disable_meta_optimizer = not optimizes
+    how = {"Tout": [function.output_dtypes], "f": function, "config_proto": config.SerializeToString()}
 
     def call(*tensors):
-        arguments = [*tensors, *function.captured_inputs]
-        return tf.raw_ops.StatefulPartitionedCall(args=arguments, Tout=[function.output_dtypes], f=function)[0]
+        return tf.raw_ops.StatefulPartitionedCall(args=[*tensors, *function.captured_inputs], **how)[0]
 
     return call
 
