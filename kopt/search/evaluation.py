@@ -38,11 +38,13 @@ class Rungs(NamedTuple):
     def attach(self, estimator, path):
         """Makes the estimator with the resource go on from a file and leave one, if it can.
 
-        kopt's estimators can, unless they stop early or have callbacks, whose state no file has. These, all others, and
-        those that a meta-estimator clones train from the beginning: to the same result, later, where they have a seed.
+        kopt's estimators can, where epochs are the budget, unless they stop early or have callbacks, whose state no
+        file has. These, all others, and those that a meta-estimator clones train from the beginning: to the same
+        result, later, where they have a seed.
         """
-        owner = estimator.get_params()[self.resource.rpartition("__")[0]] if "__" in self.resource else estimator
-        if is_network(owner) and not (owner.early_stopping or owner.callbacks):
+        place, _, budget = self.resource.rpartition("__")
+        owner = estimator.get_params()[place] if place else estimator
+        if budget == "epochs" and is_network(owner) and not (owner.early_stopping or owner.callbacks):
             owner._go_on_at = path, self.largest
 
 

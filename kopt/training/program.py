@@ -147,9 +147,8 @@ class Program:
                 compiles the steps, so that like fits are equal; it does not where random numbers are drawn, which would
                 be others.
         """
-        row = math.prod(X.shape[1:]) * X.dtype.itemsize
-        if len(w) * row <= WHOLE:
-            rows = [tf.constant(dense(a), spec.dtype) for a, spec in zip((X, y, w), self.rows, strict=True)]
+        if not in_blocks(X):
+            rows = self.on_device(X, y, w)
             function: Any = self.epoch.get_concrete_function()
             graph, size = direct(function, optimizes=False), tf.constant(batch_size)
 
@@ -161,7 +160,7 @@ class Program:
             key = len(w), batch_size
             by_xla = self._compiled_epochs.find(key, lambda: self._compile(rows, batch_size))
             return functools.partial(self._epoch_by_xla, by_xla, rows, as_graph)
-        block = max(BLOCK // (row * batch_size), 1) * batch_size
+        block = max(BLOCK // (_bytes_of_row(X) * batch_size), 1) * batch_size
 
         def within_block(these):
             rows = dense(X[these]), dense(y[these]), w[these]
@@ -174,6 +173,10 @@ class Program:
             return total
 
         return epoch
+
+    def on_device(self, X, y, w):
+        """Rows, targets and weights as tensors."""
+        return [tf.constant(dense(a), spec.dtype) for a, spec in zip((X, y, w), self.rows, strict=True)]
 
     def _pays(self, steps, graph):
         """Whether XLA is worth its time for so many steps of this graph, as far as it can compile them."""
@@ -283,6 +286,15 @@ class SharedProgram(Program):
 def weights(model):
     """All of a model's variables, the trainable ones first."""
     return [*model.trainable_variables, *model.non_trainable_variables]
+
+
+def in_blocks(X):
+    """Whether rows are so many bytes that they go to the device in blocks."""
+    return X.shape[0] * _bytes_of_row(X) > WHOLE
+
+
+def _bytes_of_row(X):
+    return math.prod(X.shape[1:]) * X.dtype.itemsize
 
 
 def direct(function, optimizes):

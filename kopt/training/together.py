@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from kopt._backend import pure
 from kopt.distribute import strategy as distributed
 from kopt.training import stacked
 from kopt.training.alike import check_steps
 from kopt.training.memory import advised
 from kopt.training.oracle import is_seed, step
-from kopt.training.program import WHOLE, dense
+from kopt.training.program import dense, in_blocks
 from kopt.training.stacked import Stacked, in_batches, mapped
 
 
@@ -40,11 +41,11 @@ class Fit(NamedTuple):
     def is_apart(self):
         """Whether a network like this has to train alone."""
         program = self.program
-        size = self.X.shape[0] * np.prod(self.X.shape[1:]) * self.X.dtype.itemsize
-        if distributed.replicas(program.strategy) > 1 or size > WHOLE:
+        if distributed.replicas(program.strategy) > 1 or in_blocks(self.X):
             return True
         try:
             check_steps(program.model, program.outer, self.network.blueprint.owner)
+            pure(program.optimizer)
         except ValueError:
             return True
         return False
@@ -92,7 +93,7 @@ def _train(networks, fit):
     errors: Any = [None] * len(networks)
     with program.lock, distributed.scope(program.strategy):
         batch_size = program.batch_size(fit.X, fit.batch_size)
-        rows = [tf.constant(dense(a)) for a in (fit.X, fit.y, fit.w)]
+        rows = program.on_device(fit.X, fit.y, fit.w)
         many = fit.epochs * -(-n_rows // batch_size) >= stacked.MANY
         jit_compile = "auto" if many and not any(map(is_seed, program.weights)) else False  # XLA draws other numbers
         shared = n_rows <= batch_size or all(network.orders_as(networks[0]) for network in networks)

@@ -15,6 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import kopt
+from kopt.search.evaluation import Rungs
 from kopt.search.halving import Hyperband, Ladder, SuccessiveHalving
 
 X, y = load_iris(return_X_y=True)
@@ -145,6 +146,13 @@ def test_a_promotion_goes_on_to_the_bit(network, tmp_path, monkeypatch, by_xla):
         assert straight["test_score"].tolist() == [results[f"split{i}_test_score"][row] for i in range(2)]
     assert search.best_index_ == max((12, 18, 19, 20, 21), key=lambda row: results["mean_test_score"][row])
     assert os.listdir(tmp_path / "networks") == []
+
+
+@pytest.mark.parametrize(("resource", "goes_on"), [("epochs", True), ("batch_size", False)])
+def test_networks_go_on_where_epochs_are_the_budget(tmp_path, resource, goes_on):
+    classifier = kopt.KerasClassifier()
+    Rungs(resource, tmp_path, 9).attach(classifier, tmp_path / "0-0.npz")
+    assert classifier._go_on_at == ((tmp_path / "0-0.npz", 9) if goes_on else None)
 
 
 @pytest.mark.slow

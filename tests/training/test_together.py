@@ -143,12 +143,23 @@ def test_one_that_diverges_fails_alone(sizes):
         (lambda i: dict(callbacks=[keras.callbacks.History()]), 50),
         (lambda i: dict(optimizer=kopt.LBFGS, batch_size="auto"), 50),
         (lambda i: dict(dtype="mixed_float16"), 50),
+        (lambda i: dict(optimizer=keras.optimizers.Nadam), 50),
         (lambda i: dict(epochs=1 + i), 50),
         (lambda i: dict(batch_size=16 + i), 50),
         (lambda i: dict(model__hidden_layer_sizes=(4 + i,)), 50),
         (lambda i: {}, 49),
     ],
-    ids=["early stopping", "callbacks", "whole batch", "loss scale", "epochs", "batch size", "structure", "rows"],
+    ids=[
+        "early stopping",
+        "callbacks",
+        "whole batch",
+        "loss scale",
+        "past the scope",
+        "epochs",
+        "batch size",
+        "structure",
+        "rows",
+    ],
 )
 def test_what_is_not_alike_trains_alone(options, rows, sizes):
     def fit(i):
