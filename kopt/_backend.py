@@ -7,7 +7,7 @@ import types
 from typing import Any
 
 import keras
-from keras.src.backend.common import global_state
+from keras.src.backend.common import global_state, masking
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.trainers.data_adapters import array_data_adapter, array_slicing
 from keras.src.trainers.epoch_iterator import EpochIterator
@@ -71,6 +71,16 @@ def split(arrays, validation_split):
 def numbers(logs):
     """Logs as Python's numbers, by sorted names."""
     return pythonify_logs(logs)
+
+
+def mask_of(x):
+    """The mask that a tensor carries, or None."""
+    return masking.get_keras_mask(x)
+
+
+def give_mask(x, mask):
+    """Lets a tensor carry a mask, as what `keras.layers.Masking` makes does."""
+    masking.set_keras_mask(x, mask)
 
 
 def on_tensorflow():

@@ -1,5 +1,5 @@
 """Layers that regularize, beside those that Keras has."""
 
-from kopt.layers.dropout import DropPath, drop_path
+from kopt.layers.dropout import DropPath, drop_path, linear_depth
 
-__all__ = ["DropPath", "drop_path"]
+__all__ = ["DropPath", "drop_path", "linear_depth"]

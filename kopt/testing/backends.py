@@ -82,3 +82,44 @@ def replicated_step(strategy, take):
         strategy.run(replica)
 
     return step
+
+
+def has_float64():
+    """Whether the backend computes in float64: JAX does only when told so."""
+    return keras.backend.standardize_dtype(keras.ops.convert_to_tensor(1.0, "float64").dtype) == "float64"
+
+
+def compiled(function, xla):
+    """The same function of tensors, in lists, compiled by the backend."""
+    if BACKEND == "jax":
+        import jax  # pyright: ignore[reportMissingImports]
+
+        return jax.jit(function)
+    import tensorflow as tf
+
+    return tf.function(function, jit_compile=xla, autograph=False)
+
+
+def gradients(function, tensors):
+    """The gradient of a scalar function by each tensor of a list; zeros for one without a part in it."""
+    if BACKEND == "jax":
+        import jax  # pyright: ignore[reportMissingImports]
+
+        return jax.grad(function)(tensors)
+    import tensorflow as tf
+
+    with tf.GradientTape() as tape:
+        tape.watch(tensors)
+        value = function(tensors)
+    return tape.gradient(value, tensors, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+
+
+def on_replicas(strategy, function, parts):
+    """What `function(part)` returns, a list of tensors, on each replica: lists by replica. Each replica has a part."""
+    import tensorflow as tf
+
+    values = strategy.experimental_distribute_values_from_function(
+        lambda context: parts[context.replica_id_in_sync_group]
+    )
+    found = tf.function(lambda part: strategy.run(function, args=(part,)), autograph=False)(values)
+    return list(zip(*map(strategy.experimental_local_results, found), strict=True))
