@@ -102,10 +102,16 @@ class Noise(Layer):
 
     def _now(self):
         """Returns the rates at this call in training, numbers or scalar tensors by name; counts the call."""
+        rates = self._last()
+        if self.steps is not None:
+            self.steps.assign(self.steps + 1)
+        return rates
+
+    def _last(self):
+        """Returns the rates as they are now, without counting."""
         if self.steps is None:
             return SimpleNamespace(**self._rates)
         step = keras.ops.convert_to_tensor(self.steps)
-        self.steps.assign(step + 1)
         return SimpleNamespace(**{n: rate(step) if callable(rate) else rate for n, rate in self._rates.items()})
 
 
