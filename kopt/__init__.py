@@ -34,4 +34,5 @@ def _make_model_known(optimizers):
     import keras
 
     if keras.backend.backend() == "tensorflow":
+        import kopt.objectives
         import kopt.training.model  # noqa: F401

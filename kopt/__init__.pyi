@@ -1,4 +1,5 @@
 from . import layers as layers
+from . import objectives as objectives
 from . import schedules as schedules
 from . import testing as testing
 from .callbacks import SwapWeights as SwapWeights
@@ -9,6 +10,7 @@ from .estimators import KerasTransformer as KerasTransformer
 from .estimators import load as load
 from .learning_rate_finder import LearningRateFinder as LearningRateFinder
 from .learning_rate_finder import find_learning_rate as find_learning_rate
+from .monte_carlo import monte_carlo as monte_carlo
 from .optimizers import ADOPT as ADOPT
 from .optimizers import APOLLO as APOLLO
 from .optimizers import ASAM as ASAM

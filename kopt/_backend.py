@@ -88,6 +88,17 @@ def on_tensorflow():
     return keras.backend.backend() == "tensorflow"
 
 
+def compiled(function):
+    """A function of tensors, in lists and dicts, compiled by the backend."""
+    if on_tensorflow():
+        import tensorflow as tf
+
+        return tf.function(function, autograph=False, reduce_retracing=True)
+    import jax  # pyright: ignore[reportMissingImports]
+
+    return jax.jit(function)
+
+
 def under_strategy():
     """Whether a strategy of `tf.distribute` has been entered: there may be several replicas."""
     if not on_tensorflow():

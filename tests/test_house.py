@@ -24,8 +24,10 @@ LEVELS = [
     {"_checks", "_backend", "_forks", "_locks"},
     {"math", "schedules"},
     {"optimizers", "layers", "learning_rate_finder", "callbacks"},
+    {"monte_carlo"},
     {"distribute"},
     {"training"},
+    {"objectives"},
     {"estimators"},
     {"search"},
     {"testing", "__main__"},
@@ -108,7 +110,9 @@ def test_public_name_loads(name):
     assert getattr(kopt, name).__doc__
 
 
-@pytest.mark.parametrize("package", ["optimizers", "schedules", "layers", "estimators", "search", "testing"])
+@pytest.mark.parametrize(
+    "package", ["optimizers", "schedules", "layers", "objectives", "estimators", "search", "testing"]
+)
 def test_all_is_sorted_and_loads(package):
     module = importlib.import_module(f"kopt.{package}")
     assert sorted(module.__all__, key=str.casefold) == sorted(set(module.__all__), key=str.casefold)

@@ -9,6 +9,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from kopt._checks import check_range
 from kopt.estimators.callback_support import CallbackSupport
 from kopt.estimators.display import Display
 from kopt.estimators.files import Files
@@ -229,6 +230,21 @@ class KerasEstimator(CallbackSupport, Files, Display):
     def _outputs(self, X):
         rows = self._rows(X)
         return self._network(rows)
+
+    def _sampled(self, X, mc_samples, return_std, meaning):
+        """What outputs mean, on average over draws of the network's noise; and its standard deviation, if asked for."""
+        if mc_samples is None:
+            if return_std:
+                raise ValueError(f"{type(self).__name__}: return_std needs mc_samples, the number of draws.")
+            return meaning(self._outputs(X))
+        check_range(self, "[1, inf)", kind=Integral, mc_samples=mc_samples)
+        seed = check_random_state(self.random_state).randint(2**31 - 1)
+        drawn = [meaning(z) for z in self._network.draws(self._rows(X), mc_samples, seed)]
+        several = isinstance(drawn[0], list)
+        each = [np.stack(parts) for parts in (zip(*drawn, strict=True) if several else [drawn])]
+        means, spreads = [d.mean(axis=0) for d in each], [d.std(axis=0) for d in each]
+        found = (means, spreads) if several else (means[0], spreads[0])
+        return found if return_std else found[0]
 
     @property
     def model_(self):

@@ -144,12 +144,21 @@ class KerasClassifier(ClassifierMixin, ClassTargets, KerasEstimator):
         """
         return self._go_on(X, y, sample_weight, classes=classes)
 
-    def predict_proba(self, X):
+    def predict_proba(self, X, mc_samples=None, return_std=False):
         """Returns the probability of each class, of shape (rows, classes); of each label for several at once.
 
         For several targets it is a list, with an array for each.
+
+        Args:
+            X: as in `fit`.
+            mc_samples: over how many draws of the network's dropout to take the mean (Monte-Carlo dropout); None for
+                one prediction without dropout. `random_state` seeds the draws.
+            return_std: whether to return the standard deviation over draws, too: what the network does not know.
+
+        Raises:
+            ValueError: the network draws no random numbers, or `return_std` is given without `mc_samples`.
         """
-        return self._each(self._outputs(X), self._probabilities)
+        return self._sampled(X, mc_samples, return_std, lambda z: self._each(z, self._probabilities))
 
     def predict_log_proba(self, X):
         """Returns the logarithms of `predict_proba`, exact where these are too small for a number."""

@@ -78,10 +78,20 @@ class KerasRegressor(RegressorMixin, ValueTargets, KerasEstimator):
         """
         return self._go_on(X, y, sample_weight)
 
-    def predict(self, X):
-        """Returns the target of each row, of the shape that `fit` was given."""
-        z = self._outputs(X)
-        return z[:, 0] if self._one_column else z
+    def predict(self, X, mc_samples=None, return_std=False):
+        """Returns the target of each row, of the shape that `fit` was given.
+
+        Args:
+            X: as in `fit`.
+            mc_samples: over how many draws of the network's dropout to take the mean (Monte-Carlo dropout); None for
+                one prediction without dropout. `random_state` seeds the draws.
+            return_std: whether to return the standard deviation over draws, too: what the network does not know of the
+                mean of the targets.
+
+        Raises:
+            ValueError: the network draws no random numbers, or `return_std` is given without `mc_samples`.
+        """
+        return self._sampled(X, mc_samples, return_std, lambda z: z[:, 0] if self._one_column else z)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

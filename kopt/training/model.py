@@ -35,6 +35,9 @@ class Model(keras.Model):
 
     fresh_noise = False
 
+    objective: Any = None
+    """What steps minimize in the place of the loss of each batch: see `compile`."""
+
     compute_residuals: Any = None
     """A method `(x, y, y_pred, sample_weight)` of a subclass that returns a tensor or several: see `compute_loss`."""
 
@@ -70,11 +73,19 @@ class Model(keras.Model):
         steps_per_execution=1,
         jit_compile: bool | str = "auto",
         auto_scale_loss=True,
+        objective=None,
     ):
         """Configures the model for training, as `keras.Model.compile` does.
 
         With `jit_compile="auto"`, `fit` and `evaluate` compile with XLA where that takes less time than it saves.
+        `objective`, one of `kopt.objectives`, is what steps minimize in the place of the loss of each batch.
+
+        Raises:
+            TypeError: `objective` is none.
         """
+        if objective is not None and not hasattr(objective, "total"):
+            raise TypeError(f"Model.compile: objective must be one of kopt.objectives, got {objective!r}.")
+        self.objective = objective
         how = dict(weighted_metrics=weighted_metrics, run_eagerly=run_eagerly, steps_per_execution=steps_per_execution)
         how |= dict(jit_compile=jit_compile, auto_scale_loss=auto_scale_loss)
         super().compile(optimizer, loss, loss_weights, metrics, **how)
@@ -83,7 +94,10 @@ class Model(keras.Model):
     def get_compile_config(self):
         """Returns what `compile` was given, for saving: `jit_compile="auto"` too, which Keras resolves."""
         config = super().get_compile_config()
-        return {**config, "jit_compile": self._engine.jit} if config else config
+        if not config:
+            return config
+        objective = keras.saving.serialize_keras_object(self.objective)
+        return {**config, "jit_compile": self._engine.jit, "objective": objective}
 
     def compile_from_config(self, config):
         """Compiles a loaded model. Keras's own leaves a model alone whose `compile` is another one."""

@@ -17,6 +17,7 @@ from keras import tree
 from kopt._backend import sketching
 from kopt._forks import check_fork
 from kopt.distribute import strategy as distributed
+from kopt.monte_carlo import reseeded
 from kopt.optimizers import Optimizer
 from kopt.training import cache, meeting
 from kopt.training.files import read_as, write_arrays
@@ -82,6 +83,11 @@ class Blueprint:
         model = self.build()
         if not isinstance(model, keras.Model):
             raise TypeError(f"{self.owner}: model must return a keras.Model, got {model!r}.")
+        if getattr(model, "objective", None) is not None:
+            raise ValueError(
+                f"{self.owner}: model must have no objective, which kopt.Model.fit minimizes and an estimator does "
+                f"not, got {type(model.objective).__name__}."
+            )
         outputs = getattr(model, "outputs", None) or tree.flatten(model(np.zeros((1, *self.shape), self.dtype)))
         if any(len(getattr(output, "shape", ())) != 2 for output in outputs):
             raise ValueError(f"{self.owner}: model must have outputs of shape (rows, units), got {outputs}.")
@@ -249,6 +255,14 @@ class Network:
     def __call__(self, X):
         """Returns the outputs for rows, dense or sparse, in their dtype."""
         return self._run(self.program().predict, X)
+
+    def draws(self, X, samples, seed):
+        """Returns as many outputs for rows as samples, with the noise of training: (samples, rows, units)."""
+        program, rng, seen = self.program(), np.random.default_rng(seed), []
+        for _ in range(samples):
+            tensors = [tf.constant(a) for a in reseeded(program.weights, self.weights, rng)]
+            seen.append(predictions(program.draw, X, tensors))
+        return np.stack(seen)
 
     def hidden(self, X, place):
         """Returns the outputs of the layer at a place, a vector for each row: see `kopt.training.several.place`."""

@@ -10,10 +10,16 @@ from keras import tree
 from kopt._backend import dense, replicas, sum_over_replicas
 from kopt.optimizers import Optimizer
 from kopt.training import taps
+from kopt.training.look import Look
 from kopt.training.losses import in_place_of, logits_of
 from kopt.training.moments import twice_differentiable
 from kopt.training.residuals import Residuals
 from kopt.training.sampling import sample
+
+
+def as_they_are(outputs):
+    """The outputs."""
+    return outputs
 
 
 class Batch:
@@ -59,7 +65,7 @@ class Batch:
         batch.outputs = ()
         return batch
 
-    def look(self, weights, through=lambda outputs: outputs):
+    def look(self, weights, through=as_they_are):
         """Returns the loss at these weights; `through` may put other tensors in the place of the outputs."""
         mapping = [*zip(self.variables, weights, strict=True), *self._beside()]
         self._looks += 1
@@ -97,10 +103,21 @@ class Batch:
 
 
 def computing(model, data):
-    """Returns the `compute` of a `Batch`: a model's outputs and loss for (x, y, sample_weight), as Keras has them."""
+    """Returns the `compute` of a `Batch`: a model's outputs and loss for (x, y, sample_weight).
+
+    They are as Keras has them, or as the model's objective.
+    """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    objective = getattr(model, "objective", None)
 
     def compute(through):
+        if objective is not None:
+            if through is not as_they_are:
+                raise ValueError(
+                    f"{type(objective).__name__} looks at more than the outputs of a batch, and the optimizer wants "
+                    "its loss as a function of these. Try one that asks for losses and gradients: kopt.AdamW, say."
+                )
+            return objective.total(Look(model, x, y, sample_weight))
         outputs = model(x, training=True) if model._call_has_training_arg else model(x)
         return outputs, model._compute_loss(x, y, through(outputs), sample_weight, training=True)
 

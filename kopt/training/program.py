@@ -1,5 +1,6 @@
 """A network's training and prediction, compiled: an epoch is one program over rows that lie on the device."""
 
+import contextlib
 import functools
 import math
 import threading
@@ -11,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from kopt.distribute import strategy as distributed
+from kopt.monte_carlo import noise_in
 from kopt.training import losses, oracle, xla
 from kopt.training.cache import Cache
 from kopt.training.epochs import CANNOT_COMPILE, over_batches
@@ -72,6 +74,11 @@ class Program:
         """The compiled outputs of rows and weights, in the rows' dtype."""
         return self._compiled(self.model)
 
+    @functools.cached_property
+    def draw(self):
+        """The same with the noise of training, for weights of `kopt.monte_carlo.reseeded`."""
+        return self._compiled(self.model, noisy=True)
+
     def hidden(self, place):
         """The same for the layer at a place: see `kopt.training.several.within`."""
         with self.lock, distributed.scope(self.strategy):
@@ -79,11 +86,12 @@ class Program:
                 self._hidden[place] = self._compiled(within(self.model, place))
             return self._hidden[place]
 
-    def _compiled(self, model):
+    def _compiled(self, model, noisy=False):
         rows = self.rows[0]
 
         def outputs(X, *weights):
-            with keras.StatelessScope(list(zip(self.weights, weights, strict=True))):
+            noise = noise_in(model) if noisy else contextlib.nullcontext()
+            with noise, keras.StatelessScope(list(zip(self.weights, weights, strict=True))):
                 return tf.cast(model(X, training=False), rows.dtype)
 
         weights = [tf.TensorSpec(w.shape, w.dtype) for w in self.weights]

@@ -51,7 +51,7 @@ def sample(batch, weights, seed, t):
         losses = losses_of(batch.losses, tensors, getattr(batch.model, "output_names", None))
         for output, loss in zip(found, losses, strict=True):
             outputs.append(logits_of(output))
-            kinds.append(None if loss is None else _distribution(loss, output))
+            kinds.append(None if loss is None else distribution_of(loss, output))
             held.append(tf.zeros_like(outputs[-1], None if outputs[-1].dtype == tf.float64 else tf.float32))
             probes.append(_first(held[-1]) if kinds[-1] == "softmax" else tf.ones_like(held[-1]))
         outer.watch(held)
@@ -94,7 +94,7 @@ def losses_of(losses, outputs, names):
     return list(losses) if isinstance(losses, (list, tuple)) else [losses] * len(flat)
 
 
-def _distribution(loss, output):
+def distribution_of(loss, output):
     """How the labels are distributed that a loss expects of an output."""
     found = keras.losses.get(loss)
     options = found.get_config() if isinstance(found, keras.losses.Loss) else getattr(found, "keywords", {})
