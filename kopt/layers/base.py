@@ -1,4 +1,4 @@
-"""What every layer of kopt shares: arguments written once, in the signature, and noise whose rates may be schedules."""
+"""What every layer of kopt shares: arguments written once, in the signature, and rates that may be schedules."""
 
 import functools
 import inspect
@@ -62,17 +62,16 @@ class Layer(keras.layers.Layer):
         return super().from_config(config | own)
 
 
-class Noise(Layer):
-    """Base class of layers that draw random numbers while they train, at rates that may be schedules.
+class Rated(Layer):
+    """Base class of layers with rates that may be schedules.
 
     A subclass gives its rates to `_set_rates` and asks `_now` for those of the step at hand.
 
     Args:
-        seed: an integer, for the same draws in every run; None draws a new one.
         **kwargs: those of `keras.layers.Layer`.
 
     Raises:
-        TypeError: `seed` is no integer, or a rate neither a number nor a schedule.
+        TypeError: a rate is neither a number nor a schedule.
         ValueError: a rate is out of its range.
     """
 
@@ -82,10 +81,8 @@ class Noise(Layer):
     steps: Any = None
     """The calls in training so far, a weight; None where no rate is a schedule."""
 
-    def __init__(self, seed=None, **kwargs):
+    def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self.seed = seed if seed is None else check_range(self, "[0, inf)", kind=Integral, seed=seed)
-        self.seed_generator = keras.random.SeedGenerator(seed)
         self._rates = {}
 
     def _set_rates(self, **rates):
@@ -102,11 +99,35 @@ class Noise(Layer):
 
     def _now(self):
         """Returns the rates at this call in training, numbers or scalar tensors by name; counts the call."""
+        rates = self._last()
+        if self.steps is not None:
+            self.steps.assign(self.steps + 1)
+        return rates
+
+    def _last(self):
+        """Returns the rates as they are now, without counting."""
         if self.steps is None:
             return SimpleNamespace(**self._rates)
         step = keras.ops.convert_to_tensor(self.steps)
-        self.steps.assign(step + 1)
         return SimpleNamespace(**{n: rate(step) if callable(rate) else rate for n, rate in self._rates.items()})
+
+
+class Noise(Rated):
+    """Base class of layers that draw random numbers while they train, at rates that may be schedules.
+
+    Args:
+        seed: an integer, for the same draws in every run; None draws a new one.
+        **kwargs: those of `keras.layers.Layer`.
+
+    Raises:
+        TypeError: `seed` is no integer, or a rate neither a number nor a schedule.
+        ValueError: a rate is out of its range.
+    """
+
+    def __init__(self, seed=None, **kwargs):
+        super().__init__(**kwargs)
+        self.seed = seed if seed is None else check_range(self, "[0, inf)", kind=Integral, seed=seed)
+        self.seed_generator = keras.random.SeedGenerator(seed)
 
 
 def inverted(x, kept, rate):

@@ -20,8 +20,8 @@ def check_layer(layer, inputs, *, smooth=True, replicas=None):
     is checked: the config, and errors for arguments that it does not have; the round trip through a `.keras` file;
     shapes, for any batch size, with and without values; that inference is no matter of chance and leaves no trace; that
     eager, graph and XLA agree; that gradients are those of finite differences, for the inputs and each weight, the
-    noise held still; float64, bfloat16 and mixed precision; masks; seeds; `fit`; `data_format`; that two replicas give
-    what one device gives (where TensorFlow has two logical devices).
+    noise held still; float64, bfloat16 and mixed precision; masks; seeds; `fit`; `data_format`, or `axis`; that two
+    replicas give what one device gives (where TensorFlow has two logical devices).
 
     Args:
         layer: an instance, whose arguments are in its config; it is only copied.
@@ -44,11 +44,11 @@ def check_layer(layer, inputs, *, smooth=True, replicas=None):
     if not isinstance(layer, keras.layers.Layer):
         raise TypeError(f"check_layer: layer must be an instance of keras.layers.Layer, got {layer!r}.")
     case = Case(layer, inputs)
-    checks = [check_config, check_saved, check_shapes, check_inference, check_compiled, check_layer_dtypes]
-    checks += [check_mask, check_layer_fit]
-    checks += [check_slopes] if smooth else []
+    checks = [check_config, check_saved, check_shapes, check_inference, check_compiled, check_mask]
+    checks += [check_layer_dtypes, check_layer_fit] if case.continuous else []
+    checks += [check_slopes] if smooth and case.continuous else []
     checks += [check_seeds] if case.noisy else []
-    checks += [check_data_format] if hasattr(layer, "data_format") else []
+    checks += [check_data_format] if case.channels_first else []
     if backends.two_devices() and (not case.noisy if replicas is None else replicas):
         checks.append(check_layer_replicas)
     for check in checks:
@@ -62,23 +62,32 @@ class Case:
     Attributes:
         layer: a copy, built.
         inputs: a list of arrays.
+        continuous: whether these are floats, all of them.
         noisy: whether it draws random numbers in training.
+        channels_first: the argument with which channels are the second axis; empty where there is none.
     """
 
     def __init__(self, layer, inputs):
         self.config, self.kind = layer.get_config(), type(layer)
         self.several = isinstance(inputs, list | tuple)
         self.inputs = [np.asarray(x) for x in (inputs if self.several else [inputs])]
+        self.channels_first = dict(data_format="channels_first") if "data_format" in self.config else {}
+        if self.config.get("axis") == -1:
+            self.channels_first = dict(axis=1)
+        self.continuous = all(x.dtype.kind == "f" for x in self.inputs)
         self.layer = self.copy()
-        self.noisy = any(v.path.endswith("seed_generator_state") for v in self.layer.non_trainable_variables)
+        trainable, others, inputs = self.state()
+        _, after = self.pure()(trainable, others, inputs)
+        seeds = map(_is_seed, self.layer.non_trainable_variables)
+        self.noisy = any(seed and not _same([a], [b]) for seed, a, b in zip(seeds, others, after, strict=True))
 
     def copy(self, **changes):
         """Another instance with the same arguments, but for these; built, with the weights of the first."""
-        layer = self.kind.from_config(self.config | changes)
+        layer = self.kind.from_config(_with_dtype(self.config, changes.pop("dtype", None)) | changes)
         layer.build(self.packed([x.shape for x in self.inputs]))
         if hasattr(self, "layer"):
             for variable, value in zip(layer.variables, self.layer.variables, strict=True):
-                if not variable.path.endswith("seed_generator_state"):
+                if not _is_seed(variable):
                     variable.assign(ops.cast(value.value, variable.dtype))
         return layer
 
@@ -114,7 +123,7 @@ def check_config(case):
     """The config is JSON and rebuilds the layer; an argument that there is none of is an error."""
     copy = case.kind.from_config(json.loads(json.dumps(case.config)))
     assert json.loads(json.dumps(copy.get_config())) == json.loads(json.dumps(case.config)), "the config changes"
-    expect_error((TypeError, ValueError), lambda: case.kind(**case.config, no_such_argument=1))
+    expect_error((TypeError, ValueError), lambda: case.kind.from_config(case.config | dict(no_such=1)))
 
 
 def check_saved(case):
@@ -206,15 +215,20 @@ def check_layer_dtypes(case):
 
 
 def check_mask(case):
-    """A mask passes through a layer that says so."""
+    """A mask passes through a layer that says so, as its `compute_mask` has it."""
     if not case.layer.supports_masking or case.inputs[0].ndim < 3:
         return
     masked = [ops.convert_to_tensor(x) for x in case.inputs]
     mask = np.arange(case.inputs[0].shape[1]) < 1 + np.arange(len(case.inputs[0]))[:, None]
-    give_mask(masked[0], ops.convert_to_tensor(mask))
-    passed = mask_of(tree.flatten(case.copy()(case.packed(masked)))[0])
+    for x in masked:
+        give_mask(x, ops.convert_to_tensor(mask))
+    layer, masks = case.copy(), case.packed([mask for _ in masked])
+    expected = tree.flatten(layer.compute_mask(case.packed(masked), masks))[0]
+    if expected is None:  # a recurrent layer consumes it
+        return
+    passed = mask_of(tree.flatten(layer(case.packed(masked)))[0])
     assert passed is not None, "the mask is lost"
-    assert np.array_equal(_array(passed), mask), "the mask is changed"
+    assert np.array_equal(_array(passed), expected), "the mask is changed"
 
 
 def check_seeds(case):
@@ -222,13 +236,13 @@ def check_seeds(case):
 
     def calls(**changes):
         layer = case.copy(**changes)
-        return [[_array(x) for x in case.outputs(layer, training=True)] for _ in range(3)]
+        return [[_array(x) for x in case.outputs(layer, training=True)] for _ in range(8)]
 
     assert "seed" in case.config, "a layer that draws random numbers must take a seed"
     first, again, other = calls(seed=1), calls(seed=1), calls(seed=2)
     assert all(_same(a, b) for a, b in zip(first, again, strict=True)), "the same seed draws other numbers"
     assert not all(_same(a, b) for a, b in zip(first, other, strict=True)), "another seed draws the same numbers"
-    assert not (_same(first[0], first[1]) and _same(first[0], first[2])), "each call draws the same numbers"
+    assert not all(_same(first[0], later) for later in first[1:]), "each call draws the same numbers"
     fresh = calls(seed=None), calls(seed=None)
     assert not all(_same(a, b) for a, b in zip(*fresh, strict=True)), "without a seed the draws are the same"
 
@@ -238,6 +252,8 @@ def check_layer_fit(case):
     layer = case.copy()
     before = [v.numpy() for v in layer.trainable_variables]
     model = _model(case, layer)
+    output = model.output
+    model = keras.Model(model.input, ops.mean(output, axis=tuple(range(1, len(output.shape) - 1))))
     target = np.asarray(np.random.default_rng(2).standard_normal(model.output.shape[1:]), "float32")
     rows = len(case.inputs[0])
     model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=False)
@@ -249,10 +265,10 @@ def check_layer_fit(case):
 
 def check_data_format(case):
     """Channels first is channels last, transposed."""
-    if case.config["data_format"] == "channels_first":
+    if case.config.get("data_format") == "channels_first":
         return
     turned = [np.moveaxis(x, -1, 1) if x.ndim > 2 else x for x in case.inputs]
-    first = case.kind.from_config(case.config | dict(data_format="channels_first"))
+    first = case.kind.from_config(case.config | case.channels_first)
     first.build(case.packed([x.shape for x in turned]))
     for variable, value in zip(first.variables, case.layer.variables, strict=True):
         variable.assign(value)
@@ -288,7 +304,16 @@ def check_layer_replicas(case):
     first, second = backends.on_replicas(strategy, lambda part: look(two, part), parts)
     outputs = [np.concatenate([_array(a), _array(b)]) for a, b in zip(first[:number], second[:number], strict=True)]
     _agree(whole, [*outputs, *first[number:]], 1e-6, "two replicas differ from one device")
-    _agree(one.variables, two.variables, 1e-6, "two replicas keep another state than one device")
+    kept, other = ([v for v in layer.variables if not _is_seed(v)] for layer in (one, two))
+    _agree(kept, other, 1e-6, "two replicas keep another state than one device")
+
+
+def _with_dtype(config, dtype):
+    """A layer's config with another dtype, for the layers inside, too."""
+    if dtype is None or not isinstance(config, dict):
+        return config
+    inside = {name: _with_dtype(value, dtype) for name, value in config.items()}
+    return inside | (dict(dtype=dtype) if "dtype" in config and "name" in config else {})
 
 
 def _model(case, layer):
@@ -296,12 +321,16 @@ def _model(case, layer):
     return keras.Model(case.packed(inputs), tree.flatten(layer(case.packed(inputs)))[0])
 
 
+def _is_seed(variable):
+    return variable.path.endswith("seed_generator_state")
+
+
 def _array(x):
     return np.asarray(ops.convert_to_numpy(ops.cast(x, "float64") if "float" in str(x.dtype) else x))
 
 
 def _same(one, other):
-    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+    return all(np.array_equal(_array(a), _array(b)) for a, b in zip(one, other, strict=True))
 
 
 def _agree(one, other, tolerance, message):
