@@ -96,7 +96,7 @@ class SyncBatchNormalization(BatchStatistics):
     JAX, where a sharded batch is one array, it computes what `keras.layers.BatchNormalization` does.
 
     Differs from `keras.layers.BatchNormalization(synchronized=True)`, which with a mask does not synchronize, and takes
-    the variance as E x² - (E x)²: in float32 that is off by half at a mean of a thousand standard deviations.
+    the variance as E x² - (E x)²: in float32 that is off by a quarter at a mean of a thousand standard deviations.
 
     Args:
         axis: that of the channels, an integer; 1 for channels first.

@@ -136,9 +136,9 @@ class WeightStandardization(Reparametrized):
             self.g = self.add_weight(shape=self.shape_of_outputs, initializer=start, name="gain", autocast=False)
 
     def kernel_now(self, kernel):
-        kernel = kernel - ops.mean(kernel, self.axes, keepdims=True)
-        variance = ops.mean(ops.square(kernel), self.axes, keepdims=True)
-        kernel = kernel * ops.rsqrt(variance * (self.fan_in if self.scaled else 1) + self.epsilon)
+        kernel = kernel - ops.sum(kernel, self.axes, keepdims=True) / self.fan_in  # a mean is float32 on JAX
+        squares = ops.sum(ops.square(kernel), self.axes, keepdims=True)
+        kernel = kernel * ops.rsqrt((squares if self.scaled else squares / self.fan_in) + self.epsilon)
         return kernel if self.g is None else kernel * ops.cast(self.g, kernel.dtype)
 
 
@@ -209,7 +209,7 @@ class WeightNormalization(Reparametrized):
             self(inputs)
         layer, bias = self.layer, self.layer.bias
         values = [(layer.kernel, _value(layer.kernel) / self._length(_value(layer.kernel)))]
-        values += [] if bias is None else [(bias, ops.zeros_like(bias))]
+        values += [] if bias is None else [(bias, ops.zeros_like(bias.value))]
         activation = layer.activation
         try:
             layer.activation = keras.activations.linear
