@@ -136,7 +136,7 @@ class WeightStandardization(Reparametrized):
             self.g = self.add_weight(shape=self.shape_of_outputs, initializer=start, name="gain", autocast=False)
 
     def kernel_now(self, kernel):
-        kernel = kernel - ops.sum(kernel, self.axes, keepdims=True) / self.fan_in  # a mean is float32 on JAX
+        kernel = kernel - ops.sum(kernel, self.axes, keepdims=True) / self.fan_in  # Keras's mean is float32 on JAX
         squares = ops.sum(ops.square(kernel), self.axes, keepdims=True)
         kernel = kernel * ops.rsqrt((squares if self.scaled else squares / self.fan_in) + self.epsilon)
         return kernel if self.g is None else kernel * ops.cast(self.g, kernel.dtype)

@@ -44,9 +44,10 @@ def check_layer(layer, inputs, *, smooth=True, replicas=None):
     if not isinstance(layer, keras.layers.Layer):
         raise TypeError(f"check_layer: layer must be an instance of keras.layers.Layer, got {layer!r}.")
     case = Case(layer, inputs)
-    checks = [check_config, check_saved, check_shapes, check_inference, check_compiled, check_mask]
+    checks = [check_config, check_shapes, check_inference, check_saved, check_compiled, check_mask]
     checks += [check_layer_dtypes, check_layer_fit] if case.continuous else []
-    checks += [check_slopes] if smooth and case.continuous else []
+    exact = backends.BACKEND != "jax"  # where Keras computes some functions in float32, whatever they are given
+    checks += [check_slopes] if smooth and case.continuous and exact else []
     checks += [check_seeds] if case.noisy else []
     checks += [check_data_format] if case.channels_first else []
     if backends.two_devices() and (not case.noisy if replicas is None else replicas):
@@ -152,9 +153,10 @@ def check_shapes(case):
 def check_inference(case):
     """At inference two calls give the same, and nothing is kept of them."""
     call, (trainable, others, inputs) = case.pure(training=False), case.state()
-    outputs, after = call(trainable, others, inputs)
+    _, after = call(trainable, others, inputs)
     _agree(others, after, 0, "inference changes the state")
-    _agree(outputs, call(trainable, others, inputs)[0], 0, "inference is a matter of chance")
+    first, second = (case.outputs(case.layer, training=False) for _ in range(2))
+    _agree(first, second, 0, "inference is a matter of chance")
 
 
 def check_compiled(case):
@@ -172,8 +174,6 @@ def check_compiled(case):
 
 def check_slopes(case):
     """Gradients are those of finite differences in float64, the noise held still."""
-    if not backends.has_float64():
-        return
     layer = case.copy(dtype="float64")
     for training in (False, True):
         call, (trainable, others, inputs) = case.pure(layer, training), case.state(layer, dtype="float64")
@@ -201,7 +201,7 @@ def check_layer_dtypes(case):
     """Outputs have the policy's type and are finite, and those in few bits follow those in many."""
     exact = case.outputs(case.layer, training=False)
     for policy, close in {"float64": 1e-4, "bfloat16": 0.1, "mixed_bfloat16": 0.1, "mixed_float16": 0.02}.items():
-        if policy == "float64" and not backends.has_float64():
+        if policy == "float64" and backends.BACKEND == "jax":
             continue
         layer = case.copy(dtype=policy)
         for training in (True, False):
@@ -304,8 +304,8 @@ def check_layer_replicas(case):
     first, second = backends.on_replicas(strategy, lambda part: look(two, part), parts)
     outputs = [np.concatenate([_array(a), _array(b)]) for a, b in zip(first[:number], second[:number], strict=True)]
     _agree(whole, [*outputs, *first[number:]], 1e-6, "two replicas differ from one device")
-    kept, other = ([v for v in layer.variables if not _is_seed(v)] for layer in (one, two))
-    _agree(kept, other, 1e-6, "two replicas keep another state than one device")
+    kept, kept_by_two = ([v for v in layer.variables if not _is_seed(v)] for layer in (one, two))
+    _agree(kept, kept_by_two, 1e-6, "two replicas keep another state than one device")
 
 
 def _with_dtype(config, dtype):

@@ -9,7 +9,7 @@ from keras import ops
 
 import kopt
 from kopt.layers import ConditionalNormalization, FiLM, SyncBatchNormalization, adain
-from kopt.testing import backends, check_layer
+from kopt.testing import check_layer
 
 RNG = np.random.default_rng(0)
 ROWS = RNG.normal(2, 3, (6, 4)).astype("float32")
@@ -53,8 +53,7 @@ def test_conditional_normalization_is_a_layer(normalization):
     if normalization is SyncBatchNormalization:  # a layer has an axis of its own
         normalization, axis = SyncBatchNormalization(center=False, scale=False), 2
     layer = ConditionalNormalization(normalization, axis=axis, kernel_initializer="glorot_uniform")
-    single = isinstance(normalization, str) and backends.BACKEND == "jax"  # Keras's own, which are float32 there
-    check_layer(layer, [SEQUENCES, VECTORS], replicas=normalization != "batch", smooth=not single)
+    check_layer(layer, [SEQUENCES, VECTORS], replicas=normalization != "batch")
 
 
 def test_conditions_that_are_classes_are_layers():

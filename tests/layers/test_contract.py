@@ -1,0 +1,64 @@
+"""Every layer of the dropout family keeps the contract of `kopt.testing.check_layer`."""
+
+import keras
+import numpy as np
+import pytest
+
+from kopt import layers
+from kopt.schedules import Linear
+from kopt.testing import check_layer
+
+RNG = np.random.default_rng(0)
+TABLE, SEQUENCE, IMAGE, VOLUME = (
+    RNG.standard_normal(shape).astype("float32") for shape in [(6, 3), (5, 4, 3), (4, 4, 3, 2), (4, 2, 3, 2, 2)]
+)
+TOKENS = RNG.integers(1, 9, (5, 4)).astype("int32")
+RISING = Linear(0.3, 10, 0.5)
+CELL = dict(recurrent_initializer="glorot_uniform")  # Keras's orthogonal matrices there are none of in bfloat16
+
+CASES = {
+    "drop_path": (layers.DropPath(RISING), SEQUENCE),
+    "drop_path_batch": (layers.DropPath(0.5, mode="batch"), TABLE),
+    "feature_dropout": (layers.FeatureDropout(0.5), SEQUENCE),
+    "feature_dropout_batch": (layers.FeatureDropout(RISING, mode="batch"), TABLE),
+    "token_dropout": (layers.TokenDropout(RISING), SEQUENCE),
+    "token_dropout_integers": (layers.TokenDropout(0.5, token=9), TOKENS),
+    "patch_dropout": (layers.PatchDropout(0.5), SEQUENCE),
+    "drop_block_1d": (layers.DropBlock1D(0.5, 2), SEQUENCE),
+    "drop_block_2d": (layers.DropBlock2D(RISING, 2), IMAGE),
+    "drop_block_3d": (layers.DropBlock3D(0.5, 2, shared=True), VOLUME),
+    "drop_connect": (layers.DropConnect(keras.layers.Dense(2, "tanh"), RISING), SEQUENCE),
+    "drop_connect_convolution": (layers.DropConnect(keras.layers.Conv2D(2, 2), 0.5, bias=True), IMAGE),
+    "concrete_dropout": (layers.ConcreteDropout(keras.layers.Dense(2, "tanh"), 0.5), SEQUENCE),
+    "variational_dropout": (layers.VariationalDropout(keras.layers.Dense(2, "tanh"), RISING), TABLE),
+    "variational_dropout_convolution": (layers.VariationalDropout(keras.layers.Conv2D(2, 2), 0.1), IMAGE),
+    "shake_drop": (layers.ShakeDrop(RISING), SEQUENCE),
+    "zoneout": (layers.Zoneout(keras.layers.LSTMCell(2, **CELL), 0.1, 0.5), SEQUENCE),
+    "zoneout_sequences": (layers.Zoneout(keras.layers.GRUCell(2, **CELL), 0.5, return_sequences=True), SEQUENCE),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The model does not have any trainable weights")
+@pytest.mark.parametrize("name", CASES)
+def test_layer_keeps_the_contract(name):
+    layer, inputs = CASES[name]
+    ran = check_layer(layer, inputs, smooth=name != "shake_drop")  # whose gradient is another number's on purpose
+    assert "check_config" in ran
+    assert "check_seeds" in ran
+
+
+def test_what_keeps_no_contract_is_found():
+    class Forgetful(layers.base.Layer):
+        def call(self, inputs, training=False):
+            return inputs + keras.random.normal(keras.ops.shape(inputs))
+
+    with pytest.raises(AssertionError, match="inference is a matter of chance"):
+        check_layer(Forgetful(), TABLE)
+    with pytest.raises(TypeError, match=r"^check_layer: layer must be an instance of keras\.layers\.Layer, got 3\.$"):
+        check_layer(3, TABLE)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="replicas are TensorFlow's")
+def test_statistics_of_each_replica_alone_are_found():
+    with pytest.raises(AssertionError, match="two replicas differ from one device"):
+        check_layer(keras.layers.BatchNormalization(), TABLE)
