@@ -9,6 +9,7 @@ from typing import Any
 import keras
 from keras.src.backend.common import global_state, masking
 from keras.src.backend.common.stateless_scope import in_stateless_scope
+from keras.src.backend.common.variables import AutocastScope
 from keras.src.trainers.data_adapters import array_data_adapter, array_slicing
 from keras.src.trainers.epoch_iterator import EpochIterator
 from keras.src.utils.python_utils import pythonify_logs
@@ -125,6 +126,11 @@ def sum_over_replicas(tensors):
 
     reduce = tf.distribute.get_replica_context().all_reduce
     return [x if x is None else reduce("SUM", dense(x)) for x in tensors]
+
+
+def as_stored():
+    """A context in which variables are read in their own type, whatever the policy of the layer that reads them."""
+    return AutocastScope(None)
 
 
 @contextlib.contextmanager

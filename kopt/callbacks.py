@@ -7,6 +7,12 @@ import keras
 
 from kopt._checks import check_range
 
+_SETTINGS = "momentum", "corrects"
+"""What is set otherwise while statistics are computed anew: their momentum, and whether old ones correct."""
+
+_STATISTICS = "moving_mean", "moving_variance", "moving_stddev"
+"""Names of a layer's statistics; it may have no moving_stddev, which Keras's has with `renorm`."""
+
 
 def recalibrate(model, data, batches=50):
     """Computes the statistics of batch normalization anew, for the weights that the model has now.
@@ -14,6 +20,8 @@ def recalibrate(model, data, batches=50):
     Averaged weights were never trained, so no moving average was kept of the means and variances that they give. They
     become the mean over some batches of each batch's own, as in PyTorch's `update_bn`. All else stays as it is, the
     random state of dropout included. Layers that are not trainable keep their statistics, as they do in `fit`.
+    `kopt.layers.BatchRenormalization` corrects nothing meanwhile, and takes the mean of standard deviations, as it does
+    in training.
 
     Args:
         model: a `keras.Model`, built.
@@ -37,16 +45,16 @@ def recalibrate(model, data, batches=50):
     layers = _normalizations(model)
     renewed = {id(variable) for variable in _statistics(model)}
     kept = [(v, v.numpy()) for v in model.non_trainable_variables if id(v) not in renewed]
-    momenta = [layer.momentum for layer in layers]
+    settings = [(layer, name, getattr(layer, name)) for layer in layers for name in _SETTINGS if hasattr(layer, name)]
     number = 0
     try:
         for number, batch in enumerate(itertools.islice(data, batches), start=1):
-            for layer in layers:
-                layer.momentum = 1 - 1 / number  # of the mean so far
+            for layer, name, _ in settings:
+                setattr(layer, name, 1 - 1 / number if name == "momentum" else False)  # that of the mean so far
             model(keras.utils.unpack_x_y_sample_weight(batch)[0], training=True)
     finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
+        for layer, name, value in settings:
+            setattr(layer, name, value)
         for variable, value in kept:
             variable.assign(value)
     if not number:
@@ -59,7 +67,7 @@ def _normalizations(model):
 
 
 def _statistics(model):
-    return [v for layer in _normalizations(model) for v in (layer.moving_mean, layer.moving_variance)]
+    return [getattr(layer, n) for layer in _normalizations(model) for n in _STATISTICS if hasattr(layer, n)]
 
 
 class SwapWeights(keras.callbacks.Callback):

@@ -1,4 +1,4 @@
-"""What every layer of kopt shares: arguments written once, in the signature, and noise whose rates may be schedules."""
+"""What every layer of kopt shares: arguments written once, in the signature, and rates that may be schedules."""
 
 import functools
 import inspect
@@ -62,17 +62,16 @@ class Layer(keras.layers.Layer):
         return super().from_config(config | own)
 
 
-class Noise(Layer):
-    """Base class of layers that draw random numbers while they train, at rates that may be schedules.
+class Rated(Layer):
+    """Base class of layers with rates that may be schedules.
 
     A subclass gives its rates to `_set_rates` and asks `_now` for those of the step at hand.
 
     Args:
-        seed: an integer, for the same draws in every run; None draws a new one.
         **kwargs: those of `keras.layers.Layer`.
 
     Raises:
-        TypeError: `seed` is no integer, or a rate neither a number nor a schedule.
+        TypeError: a rate is neither a number nor a schedule.
         ValueError: a rate is out of its range.
     """
 
@@ -82,10 +81,8 @@ class Noise(Layer):
     steps: Any = None
     """The calls in training so far, a weight; None where no rate is a schedule."""
 
-    def __init__(self, seed=None, **kwargs):
+    def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self.seed = seed if seed is None else check_range(self, "[0, inf)", kind=Integral, seed=seed)
-        self.seed_generator = keras.random.SeedGenerator(seed)
         self._rates = {}
 
     def _set_rates(self, **rates):
@@ -113,6 +110,24 @@ class Noise(Layer):
             return SimpleNamespace(**self._rates)
         step = keras.ops.convert_to_tensor(self.steps)
         return SimpleNamespace(**{n: rate(step) if callable(rate) else rate for n, rate in self._rates.items()})
+
+
+class Noise(Rated):
+    """Base class of layers that draw random numbers while they train, at rates that may be schedules.
+
+    Args:
+        seed: an integer, for the same draws in every run; None draws a new one.
+        **kwargs: those of `keras.layers.Layer`.
+
+    Raises:
+        TypeError: `seed` is no integer, or a rate neither a number nor a schedule.
+        ValueError: a rate is out of its range.
+    """
+
+    def __init__(self, seed=None, **kwargs):
+        super().__init__(**kwargs)
+        self.seed = seed if seed is None else check_range(self, "[0, inf)", kind=Integral, seed=seed)
+        self.seed_generator = keras.random.SeedGenerator(seed)
 
 
 def inverted(x, kept, rate):

@@ -1,0 +1,283 @@
+"""The batch normalization family: statistics of all replicas, of parts of the batch, or corrected by moving ones."""
+
+from numbers import Integral
+from typing import ClassVar
+
+import keras
+from keras import ops
+
+from kopt._backend import sum_over_replicas
+from kopt._checks import check_choice, check_range
+from kopt.layers.base import Rated, Scheduled
+from kopt.layers.moments import kept, moments, sums, wide
+
+
+class BatchStatistics(Rated, keras.layers.BatchNormalization):
+    """Base class: Keras's layer, with its weights and its inference, and another normalization in training.
+
+    A subclass returns the normalized inputs from `normalized`, and gives to `_keep` what is to be kept of the batch.
+
+    Args:
+        axis: that of the channels, an integer; not that of the batch.
+        momentum: of the moving statistics, in [0, 1).
+        epsilon: what is added to the variance, positive.
+        **kwargs: those of `keras.layers.BatchNormalization`: `center`, `scale`, `gamma_initializer` and so on.
+    """
+
+    def __init__(self, axis=-1, momentum=0.99, epsilon=1e-3, **kwargs):
+        for name in ("renorm", "synchronized"):
+            if kwargs.get(name):
+                raise ValueError(f"{type(self).__name__}: {name} must be False, got {kwargs[name]!r}.")
+        check_range(self, "(-inf, inf)", kind=Integral, axis=axis)
+        check_range(self, "[0, 1)", momentum=momentum)
+        check_range(self, "(0, inf)", epsilon=epsilon)
+        super().__init__(axis=axis, momentum=momentum, epsilon=epsilon, **kwargs)
+
+    def build(self, input_shape):
+        if not -len(input_shape) < self.axis < len(input_shape) or not self.axis:
+            rule = f"axis must be one of inputs of shape {tuple(input_shape)}, and not the batch's"
+            raise ValueError(f"{type(self).__name__}: {rule}, got {self.axis}.")
+        super().build(input_shape)
+
+    def normalized(self, x, axes, weights):
+        """Returns x normalized with the batch at hand, before `gamma` and `beta`, and keeps the statistics.
+
+        Args:
+            x: tensor of float32 or wider.
+            axes: all axes but that of the channels.
+            weights: tensor of ones and zeros, with as many axes as x, or None.
+        """
+        raise NotImplementedError
+
+    def call(self, inputs, training=False, mask=None):
+        x = wide(inputs)
+        axes = [axis for axis in range(len(x.shape)) if axis != self.axis % len(x.shape)]
+        if training and self.trainable:
+            x = self.normalized(x, axes, kept(x, mask))
+        else:
+            x = self._scaled(x, self._spread(self.moving_mean, x), self._spread(self.moving_variance, x))
+        x = x if self.gamma is None else x * self._spread(self.gamma, x)
+        x = x if self.beta is None else x + self._spread(self.beta, x)
+        return ops.cast(x, self.compute_dtype)
+
+    def _scaled(self, x, mean, variance):
+        return (x - mean) * ops.rsqrt(variance + self.epsilon)
+
+    def _spread(self, weight, x):
+        """A weight of one number for each channel, in the type of x, with as many axes."""
+        shape = [1] * len(x.shape)
+        shape[self.axis] = -1
+        return ops.reshape(ops.cast(weight, x.dtype), shape)
+
+    def _keep(self, mean, variance):
+        """Moves the statistics for inference towards these."""
+        self._set(self.moving_mean, self._moved(self._spread(self.moving_mean, mean), mean))
+        self._set(self.moving_variance, self._moved(self._spread(self.moving_variance, variance), variance))
+
+    def _moved(self, old, new):
+        return old * self.momentum + new * (1 - self.momentum)
+
+    def _set(self, moving, value):
+        moving.assign(ops.reshape(value, moving.shape))
+
+    def get_config(self):
+        """Returns the constructor's arguments, without those that only some versions of Keras know."""
+        return {name: value for name, value in super().get_config().items() if not name.startswith("renorm")}
+
+
+class SyncBatchNormalization(BatchStatistics):
+    """Batch normalization with the statistics of the batch over all replicas.
+
+        n = Σ_replicas rows,  μ = Σ x / n,  σ² = Σ (x - μ)² / n        when training, over all replicas
+        y = γ (x - μ) / √(σ² + epsilon) + β
+
+    Sums and numbers of entries are added up, so that replicas with unequal numbers of rows, none at all, or unequal
+    masks give what one device gives. At inference μ and σ² are the moving averages. Where there is one replica, and on
+    JAX, where a sharded batch is one array, it computes what `keras.layers.BatchNormalization` does.
+
+    Differs from `keras.layers.BatchNormalization(synchronized=True)`, which with a mask does not synchronize, and takes
+    the variance as E x² - (E x)²: in float32 that is off by a quarter at a mean of a thousand standard deviations.
+
+    Args:
+        axis: that of the channels, an integer; 1 for channels first.
+        momentum: of the moving averages, in [0, 1).
+        epsilon: what is added to the variance, positive.
+        **kwargs: those of `keras.layers.BatchNormalization`, but for `synchronized` and `renorm`.
+
+    Call arguments:
+        inputs: tensor of shape `(batch, ...)` and any float type. Statistics are in float32 or wider.
+        training: whether to use the batch's statistics; Keras sets it. A layer that is not trainable never does.
+        mask: booleans for the first axes of `inputs`: where False, an entry does not count. It is normalized all the
+            same.
+
+    Raises:
+        TypeError: an argument is not a number.
+        ValueError: a number is out of its range, or `axis` is no axis of the inputs.
+
+    References:
+        Ioffe and Szegedy, *Batch Normalization*, 2015. https://arxiv.org/abs/1502.03167
+        Peng et al., *MegDet*, 2018 (over replicas). https://arxiv.org/abs/1711.07240
+    """
+
+    def normalized(self, x, axes, weights):
+        mean, variance, _ = moments(x, axes, weights, synchronized=True)
+        self._keep(mean, variance)
+        return self._scaled(x, mean, variance)
+
+
+class BatchRenormalization(BatchStatistics):
+    """Batch normalization corrected to what it will be at inference: for small batches, or rows that are related.
+
+        r = clip(σ_B / σ, 1 / r_max, r_max),  d = clip((μ_B - μ) / σ, -d_max, d_max)        no gradient through either
+        y = γ ((x - μ_B) / σ_B · r + d) + β,  σ_B = √(Var_B x + epsilon)                    when training
+        μ ← μ + (1 - momentum) (μ_B - μ),  σ ← σ + (1 - momentum) (σ_B - σ)                 after that
+        y = γ (x - μ) / σ + β                                                               else
+
+    Where nothing is clipped, training and inference compute the same from the same moving statistics. `r_max=1` and
+    `d_max=0` is batch normalization. The weight `moving_variance` holds σ² - epsilon, as in Keras's layer.
+
+    Replicas normalize with their own batches, and keep the statistics of all; with `synchronized` two replicas give
+    what one device gives. `keras.layers.BatchNormalization(renorm=True)`, which newer versions have, takes no
+    schedules, and keeps other moving statistics for training than for inference.
+
+    Args:
+        axis: that of the channels, an integer; 1 for channels first.
+        momentum: of the moving statistics, in [0, 1). The paper's is 0.99; they take part in training here.
+        epsilon: what is added to the variance, positive.
+        r_max: bound of the scale, in [1, inf], or a schedule. The paper's grows from 1 to 3.
+        d_max: bound of the shift, in [0, inf], or a schedule. The paper's grows from 0 to 5.
+        synchronized: whether the batch is that of all replicas.
+        **kwargs: those of `keras.layers.BatchNormalization`, but for `renorm`.
+
+    Call arguments:
+        inputs: tensor of shape `(batch, ...)` and any float type. Statistics are in float32 or wider.
+        training: whether to use the batch's statistics; Keras sets it. A layer that is not trainable never does.
+        mask: booleans for the first axes of `inputs`: where False, an entry does not count. It is normalized all the
+            same.
+
+    Raises:
+        TypeError: an argument is not of its kind.
+        ValueError: a number is out of its range, or `axis` is no axis of the inputs.
+
+    References:
+        Ioffe, *Batch Renormalization*, 2017. https://arxiv.org/abs/1702.03275
+    """
+
+    ranges: ClassVar[dict[str, str]] = {"r_max": "[1, inf]", "d_max": "[0, inf]"}
+
+    corrects = True
+    """False where `kopt.recalibrate` looks for new statistics, which those of old weights are not to distort."""
+
+    def __init__(
+        self,
+        axis=-1,
+        momentum=0.99,
+        epsilon=1e-3,
+        r_max: Scheduled = 3.0,
+        d_max: Scheduled = 5.0,
+        synchronized=False,
+        **kwargs,
+    ):
+        super().__init__(axis, momentum, epsilon, **kwargs)
+        self._set_rates(r_max=r_max, d_max=d_max)
+        self.synchronized = check_choice(self, (False, True), synchronized=synchronized)
+
+    def normalized(self, x, axes, weights):
+        batch_mean, variance, number = moments(x, axes, weights, self.synchronized)
+        batch_deviation = ops.sqrt(variance + self.epsilon)
+        mean = self._spread(self.moving_mean, x)
+        deviation = ops.sqrt(self._spread(self.moving_variance, x) + self.epsilon)
+        x = (x - batch_mean) / batch_deviation
+        if self.corrects:
+            now = self._now()
+            r_max, d_max = ops.cast(now.r_max, x.dtype), ops.cast(now.d_max, x.dtype)
+            r = ops.minimum(ops.maximum(batch_deviation / deviation, 1 / r_max), r_max)
+            d = ops.minimum(ops.maximum((batch_mean - mean) / deviation, -d_max), d_max)
+            x = x * ops.stop_gradient(r) + ops.stop_gradient(d)
+        if not self.synchronized:
+            batch_mean, batch_deviation = pooled(number, batch_mean, batch_deviation)
+        self._set(self.moving_mean, self._moved(mean, batch_mean))
+        new = ops.square(self._moved(deviation, batch_deviation)) - self.epsilon
+        self._set(self.moving_variance, ops.maximum(new, 0))
+        return x
+
+
+class GhostBatchNormalization(BatchStatistics):
+    """Batch normalization of parts of the batch, each by itself: large batches keep the noise of small ones.
+
+        ghosts = max(1, ⌊rows / virtual_batch_size⌋)
+        y = γ (x - μ_g) / √(σ_g² + epsilon) + β,  for the rows of each ghost g        when training
+        y = γ (x - μ) / √(σ² + epsilon) + β                                           else
+
+    A ghost is a run of consecutive rows. What is left over is shared out, one row to each of the first ghosts, or more
+    where there are few: their sizes differ by one at most, and none is smaller than `virtual_batch_size`, unless the
+    batch is, which then is one ghost.
+
+    The moving averages move once for each batch, to the mean of the ghosts' means and that of their variances, each
+    weighted by its number of entries. The paper moves them once for each ghost: `momentum` to the power of the number
+    of ghosts remembers as long.
+
+    Replicas make ghosts of their own rows, and keep the statistics of all: where all have a multiple of
+    `virtual_batch_size`, they give what one device gives.
+
+    Args:
+        virtual_batch_size: rows of a ghost, a positive integer.
+        axis: that of the channels, an integer; 1 for channels first.
+        momentum: of the moving averages, in [0, 1).
+        epsilon: what is added to the variance, positive.
+        **kwargs: those of `keras.layers.BatchNormalization`, but for `synchronized` and `renorm`.
+
+    Call arguments:
+        inputs: tensor of shape `(batch, ...)` and any float type. Statistics are in float32 or wider.
+        training: whether to use the batch's statistics; Keras sets it. A layer that is not trainable never does.
+        mask: booleans for the first axes of `inputs`: where False, an entry does not count. It is normalized all the
+            same.
+
+    Raises:
+        TypeError: an argument is not of its kind.
+        ValueError: a number is out of its range, or `axis` is no axis of the inputs.
+
+    References:
+        Hoffer et al., *Train longer, generalize better*, 2017, algorithm 1. https://arxiv.org/abs/1705.08741
+    """
+
+    def __init__(self, virtual_batch_size, axis=-1, momentum=0.99, epsilon=1e-3, **kwargs):
+        super().__init__(axis, momentum, epsilon, **kwargs)
+        self.virtual_batch_size = check_range(self, "[1, inf)", kind=Integral, virtual_batch_size=virtual_batch_size)
+
+    def normalized(self, x, axes, weights):
+        of_row, ghosts = ghosts_of(ops.shape(x)[0], self.virtual_batch_size)
+
+        def total(x):
+            return [ops.segment_sum(part, of_row, ghosts) for part in sums(x, axes[1:], weights)]
+
+        value, number = total(x)
+        mean = value / ops.maximum(number, 1)
+        away = x - ops.take(mean, of_row, axis=0)
+        variance = total(ops.square(away))[0] / ops.maximum(number, 1)
+        self._keep(*pooled(number, mean, variance))
+        return away * ops.rsqrt(ops.take(variance, of_row, axis=0) + self.epsilon)
+
+
+def ghosts_of(rows, size):
+    """The ghost of each row, and how many there are: runs whose lengths differ by one at most, none below `size`.
+
+    Args:
+        rows: an integer, or a scalar tensor of one.
+        size: an integer.
+
+    Returns:
+        Integers, one for each row; and an integer, or a scalar tensor where `rows` is one.
+    """
+    most = max if isinstance(rows, int) else ops.maximum
+    ghosts = most(rows // size, 1)
+    short, longer = most(rows // ghosts, 1), rows % ghosts  # `longer` ghosts have a row more than `short`
+    row, border = ops.arange(rows, dtype="int32"), longer * (short + 1)
+    return ops.where(row < border, row // (short + 1), longer + (row - border) // short), ghosts
+
+
+def pooled(number, *values):
+    """Means of each of these, weighted by numbers of entries, over the first axis and all replicas."""
+    total = ops.stack([ops.sum(x, 0, keepdims=True) for x in (number, *(number * x for x in values))])
+    number, *values = ops.unstack(sum_over_replicas([total])[0], 1 + len(values))
+    return [x / ops.maximum(number, 1) for x in values]
