@@ -23,6 +23,7 @@ PUBLIC = {alias.asname for node in STUB.body if isinstance(node, ast.ImportFrom)
 LEVELS = [
     {"_checks", "_backend", "_forks", "_locks"},
     {"math", "schedules"},
+    {"penalties", "constraints"},
     {"optimizers", "layers", "learning_rate_finder", "callbacks"},
     {"distribute"},
     {"training"},
@@ -108,7 +109,9 @@ def test_public_name_loads(name):
     assert getattr(kopt, name).__doc__
 
 
-@pytest.mark.parametrize("package", ["optimizers", "schedules", "layers", "estimators", "search", "testing"])
+@pytest.mark.parametrize(
+    "package", ["optimizers", "schedules", "layers", "penalties", "estimators", "search", "testing"]
+)
 def test_all_is_sorted_and_loads(package):
     module = importlib.import_module(f"kopt.{package}")
     assert sorted(module.__all__, key=str.casefold) == sorted(set(module.__all__), key=str.casefold)
