@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from numbers import Integral
+from typing import Any
 
 from keras import ops
 
@@ -100,8 +101,7 @@ class GroupLasso(Sparse):
     def __init__(self, strength, by: str | int | Sequence[int] = "unit"):
         super().__init__(strength)
         self.by = list(by) if isinstance(by, list | tuple) else by
-        named = {"unit": [-1], "input": [-2]}
-        axes = named.get(by, by) if isinstance(by, str) else by
+        axes: Any = {"unit": -1, "input": -2}.get(by, by) if isinstance(by, str) else by
         axes = axes if isinstance(axes, list | tuple) else [axes]
         if not axes or not all(isinstance(a, Integral) and not isinstance(a, bool) and a < 0 for a in axes):
             raise ValueError(

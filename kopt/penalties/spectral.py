@@ -100,9 +100,11 @@ class SpectralNorm(Penalty):
 def leading(product, size, steps, dtype):
     """The direction that a symmetric matrix stretches most, by power iterations from fixed numbers; a constant"""
     x = ops.convert_to_tensor(np.random.default_rng(0).standard_normal((size, 1)), dtype)
-    for _ in range(steps):
-        x = x / ops.maximum(safe_norm(x, (0, 1)), np.finfo(np.float32).tiny)
-        x = product(x)
+
+    def step(_, x):
+        return product(x / ops.maximum(safe_norm(x, (0, 1)), np.finfo(np.float32).tiny))
+
+    x = ops.fori_loop(0, steps, step, x)
     length = safe_norm(x, (0, 1))
     start = ops.convert_to_tensor(np.eye(size, 1), dtype)
     return ops.stop_gradient(ops.where(length > 0, x / ops.where(length > 0, length, 1), start))
