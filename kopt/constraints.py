@@ -81,4 +81,4 @@ def polar_factor(w, limit=100):
 def qr_factor(w):
     """Q of w = QR, with the signs that make R's diagonal positive"""
     q, r = ops.qr(w)
-    return q * ops.where(ops.diagonal(r) < 0, -1.0, 1.0)
+    return ops.where(ops.diagonal(r) < 0, -q, q)

@@ -88,12 +88,12 @@ class Proximal(Wrapper):
         }
 
     def route(self, path, shape):
-        number, penalty = self._of(path)
+        number, penalty = self._matched(path)
         if penalty is not None:
             penalty.check_shape(shape)
         return f"{number} {super().route(path, shape)}"
 
-    def _of(self, path):
+    def _matched(self, path):
         """The number of the penalty of the weight at this path, and the penalty; the last is None."""
         found = (pair for pair in enumerate(self.penalties.items()) if re.search(pair[1][0], path))
         number, (_, penalty) = next(found, (len(self.penalties), ("", None)))
