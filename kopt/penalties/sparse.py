@@ -63,7 +63,7 @@ class Lasso(Sparse):
 
     def value(self, w):
         """Σ |w|"""
-        return ops.sum(ops.abs(w))
+        return ops.sum(absolute(w))
 
     def shrunk(self, w, step):
         """sign(w) max(|w| - step · strength, 0)"""
@@ -126,7 +126,7 @@ class GroupLasso(Sparse):
     def value(self, w):
         """Σ_g √size_g · ‖w_g‖"""
         axes, root = self._lengths(w, len(w.shape))
-        return root * ops.sum(safe_norm(w, axes) if axes else ops.abs(w))
+        return root * ops.sum(safe_norm(w, axes) if axes else absolute(w))
 
     def shrunk(self, w, step):
         """max(1 - step · strength · √size / ‖w_g‖, 0) w_g"""
@@ -162,9 +162,14 @@ class SparseGroupLasso(GroupLasso):
 
     def value(self, w):
         """α Σ |w| + (1 - α) Σ_g √size_g · ‖w_g‖"""
-        return self.l1_share * ops.sum(ops.abs(w)) + (1 - self.l1_share) * super().value(w)
+        return self.l1_share * ops.sum(absolute(w)) + (1 - self.l1_share) * super().value(w)
 
     def shrunk(self, w, step):
         """The group lasso's map of the lasso's"""
         w = soft_threshold(w, step * self.strength * self.l1_share)
         return super().shrunk(w, step * (1 - self.l1_share))
+
+
+def absolute(w):
+    """|w|, with the slope 0 at 0, where JAX has 1"""
+    return w * ops.stop_gradient(ops.sign(w))

@@ -97,7 +97,7 @@ def test_a_step_is_the_inner_ones_and_then_the_map_with_its_learning_rate():
 INNER = {
     "AdamW": lambda: kopt.AdamW(0.02),
     "SAM": lambda: kopt.SAM(kopt.SGD(0.05)),
-    "Muon": lambda: kopt.Muon(0.02),
+    "LAMB": lambda: kopt.LAMB(0.02),
     "Route": lambda: kopt.Route({"bias": kopt.SGD(0.02)}, kopt.Adam(0.02)),
     "Cautious": lambda: kopt.Cautious(kopt.Adam(0.02, use_ema=True, skip_nonfinite=True)),
 }
