@@ -158,6 +158,16 @@ def test_a_layers_own_decay_stands_in_the_place_of_the_optimizers(make, factors)
         np.testing.assert_allclose(kernel.numpy(), (1 - 0.1 * factor) * w, rtol=1e-6)
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="kopt.Model is TensorFlow's")
+def test_a_layers_own_decay_is_no_part_of_the_residuals():
+    layers, x = keras.layers, X.astype("float32")
+    network = keras.Sequential([keras.Input((8,)), layers.Dense(1, kernel_regularizer=WeightDecay(0.5))])
+    model = kopt.Model(network.inputs, network.outputs)
+    model.compile(kopt.LevenbergMarquardt(), "mse")
+    losses = model.fit(x, x[:, :1], batch_size=len(x), epochs=3, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+
+
 def test_a_layers_own_decay_is_saved(tmp_path):
     x = X.astype("float32")
     model = model_with(kopt.AdamW(0.01))
