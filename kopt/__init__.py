@@ -23,8 +23,10 @@ def __getattr__(name):
 @wrapt.when_imported("keras")
 def _make_known(keras):
     """Lets `keras.saving` find kopt's classes in a saved model, before any of them was used."""
+    import kopt.constraints
     import kopt.layers
     import kopt.optimizers
+    import kopt.penalties
     import kopt.schedules  # noqa: F401
 
 

@@ -1,5 +1,7 @@
+from . import constraints as constraints
 from . import layers as layers
 from . import objectives as objectives
+from . import penalties as penalties
 from . import schedules as schedules
 from . import testing as testing
 from .callbacks import SwapWeights as SwapWeights
@@ -84,6 +86,7 @@ from .optimizers import NysNewtonCG as NysNewtonCG
 from .optimizers import Optimizer as Optimizer
 from .optimizers import PolynomialAverage as PolynomialAverage
 from .optimizers import Prodigy as Prodigy
+from .optimizers import Proximal as Proximal
 from .optimizers import QHAdam as QHAdam
 from .optimizers import Quantized as Quantized
 from .optimizers import RAdam as RAdam

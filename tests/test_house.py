@@ -23,6 +23,7 @@ PUBLIC = {alias.asname for node in STUB.body if isinstance(node, ast.ImportFrom)
 LEVELS = [
     {"_checks", "_backend", "_forks", "_locks"},
     {"math", "schedules"},
+    {"penalties", "constraints"},
     {"optimizers", "layers", "learning_rate_finder", "callbacks"},
     {"monte_carlo"},
     {"distribute"},
@@ -111,7 +112,7 @@ def test_public_name_loads(name):
 
 
 @pytest.mark.parametrize(
-    "package", ["optimizers", "schedules", "layers", "objectives", "estimators", "search", "testing"]
+    "package", ["optimizers", "schedules", "layers", "penalties", "objectives", "estimators", "search", "testing"]
 )
 def test_all_is_sorted_and_loads(package):
     module = importlib.import_module(f"kopt.{package}")

@@ -1,10 +1,12 @@
 """Layers that regularize, beside those that Keras has."""
 
+from kopt.layers.activity import ConfidencePenalty, DeCov
 from kopt.layers.batch_normalization import BatchRenormalization, GhostBatchNormalization, SyncBatchNormalization
 from kopt.layers.conditional import ConditionalNormalization, FiLM, adain
 from kopt.layers.drop_block import DropBlock1D, DropBlock2D, DropBlock3D
 from kopt.layers.drop_connect import DropConnect
 from kopt.layers.dropout import DropPath, FeatureDropout, PatchDropout, TokenDropout, drop_path, linear_depth
+from kopt.layers.gates import L0Gate
 from kopt.layers.learnt import ConcreteDropout, VariationalDropout
 from kopt.layers.normalization import FilterResponseNormalization, LayerScale, layer_scale_initial
 from kopt.layers.recurrent import Zoneout
@@ -15,6 +17,8 @@ __all__ = [
     "BatchRenormalization",
     "ConcreteDropout",
     "ConditionalNormalization",
+    "ConfidencePenalty",
+    "DeCov",
     "DropBlock1D",
     "DropBlock2D",
     "DropBlock3D",
@@ -24,6 +28,7 @@ __all__ = [
     "FiLM",
     "FilterResponseNormalization",
     "GhostBatchNormalization",
+    "L0Gate",
     "LayerScale",
     "PatchDropout",
     "ShakeDrop",

@@ -18,13 +18,15 @@ from kopt.math.matrices import (
     tile,
     transpose,
 )
-from kopt.math.norms import mean, norm, rms, trust_ratio, within
+from kopt.math.norms import mean, norm, rms, safe_norm, trust_ratio, within
+from kopt.math.proximal import block_soft_threshold, soft_threshold
 from kopt.math.ratios import gain_ratio, power, ratio
 
 __all__ = [
     "along",
     "as_matrix",
     "at_first",
+    "block_soft_threshold",
     "debias",
     "eigenvectors",
     "ema",
@@ -41,6 +43,8 @@ __all__ = [
     "rectified",
     "refine_eigenvectors",
     "rms",
+    "safe_norm",
+    "soft_threshold",
     "solve_along",
     "spectral_bound",
     "split_blocks",

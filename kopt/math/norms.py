@@ -18,6 +18,13 @@ def norm(x, axes=None):
     return ops.sqrt(ops.sum(ops.square(x), axis=axes or within(x), keepdims=True))
 
 
+def safe_norm(x, axes=None):
+    """||x||, with the slope 0 where all entries are 0 and there is none"""
+    square = ops.sum(ops.square(x), axis=axes or within(x), keepdims=True)
+    positive = square > 0
+    return ops.where(positive, ops.sqrt(ops.where(positive, square, 1)), 0)
+
+
 def mean(x, axes=None):
     """sum(x) / n, over the n entries of each weight, or over those along some axes"""
     axes = within(x) if axes is None else axes  # on JAX, `ops.mean` rounds float64 to float32

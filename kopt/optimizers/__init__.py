@@ -32,6 +32,7 @@ from kopt.optimizers.nystrom import NysNewtonCG
 from kopt.optimizers.packs import Slot
 from kopt.optimizers.parameter_free import DAdaptAdam, DAdaptSGD, Prodigy
 from kopt.optimizers.polyak import SPS, MoMo, MoMoAdam
+from kopt.optimizers.proximal import Proximal
 from kopt.optimizers.quantized import Quantized
 from kopt.optimizers.quasi_newton import LBFGS
 from kopt.optimizers.router import Matrices, Route
@@ -119,6 +120,7 @@ __all__ = [
     "Optimizer",
     "PolynomialAverage",
     "Prodigy",
+    "Proximal",
     "QHAdam",
     "Quantized",
     "RAdam",

@@ -42,11 +42,11 @@ class Optimizer(Step):
     """Base class of all kopt optimizers.
 
     A subclass writes its hyperparameters (the signature of `__init__`), its `slots` and its `direction`, and
-    where needed `finish`, `shared` with `measure` and `advance`, or `evaluation` with `training`. They read tensors
-    and return tensors; only this base class assigns:
+    where needed `finish`, `settle`, `shared` with `measure` and `advance`, or `evaluation` with `training`. They read
+    tensors and return tensors; only this base class assigns:
 
         u, slots ← direction(g, w, t, h, **slots)
-        w ← w - learning_rate · finish(u, w, h)        with finish(u, w, h) = u + weight_decay · w
+        w ← settle(w - learning_rate · finish(u, w, h), h)        with finish(u, w, h) = u + weight_decay · w
 
     In every rule `g` is the gradient, `w` the weight, `t` the step (a float, from 1), `h` this step's
     hyperparameters by name, `u` the direction, `m` and `v` the first and second moments.

@@ -27,6 +27,20 @@ class Slot(NamedTuple):
     dtype: str | None = None
 
 
+class Factors(NamedTuple):
+    """What makes a weight's learning rate and weight decay others than the optimizer's.
+
+    Attributes:
+        learning_rate: the factor of the rate.
+        weight_decay: the factor of the decay; no decay at all where it is 0.
+        own_decay: what stands in the place of the optimizer's weight decay; None where nothing does.
+    """
+
+    learning_rate: float = 1.0
+    weight_decay: float = 1.0
+    own_decay: float | None = None
+
+
 class Treatment(NamedTuple):
     """What weights must have in common to be updated at once.
 
@@ -34,7 +48,7 @@ class Treatment(NamedTuple):
         route: which of the optimizer's rules updates them (see `Optimizer.routes`).
         stored: their dtype.
         dtype: the dtype in which the rule computes.
-        factors: of the learning rate and of the weight decay; no decay at all where the latter is 0.
+        factors: of the learning rate and of the weight decay.
         elementwise: whether their rule is, and their slots have their shape; if not, an axis counts weights.
         layout: their shape where they are stacked, "flat" where they are laid end to end, or the number of the one
             weight that is updated where it lies.
@@ -43,7 +57,7 @@ class Treatment(NamedTuple):
     route: str
     stored: str
     dtype: str
-    factors: tuple[float, float]
+    factors: Factors
     elementwise: bool
     layout: Any
 

@@ -7,6 +7,7 @@ from typing import Unpack
 from kopt import _backend
 from kopt.optimizers.base import Common, Optimizer, Scheduled
 from kopt.optimizers.hyperparameters import OPTIONS, checked_patterns
+from kopt.optimizers.packs import Factors
 from kopt.optimizers.wrapper import INHERITED, check_part
 
 
@@ -77,8 +78,8 @@ class _Part:
         return self.rule._namespace(numbers, dtype, factors, shared, last)
 
     def _factors(self, path):
-        (rate, decay), (common_rate, common_decay) = self.rule._factors(path), self.router._factors(path)
-        return rate * common_rate, decay * common_decay
+        own, common = self.rule._factors(path), self.router._factors(path)
+        return Factors(own.learning_rate * common.learning_rate, own.weight_decay * common.weight_decay)
 
     def _check_patterns(self, paths):
         self.rule._check_patterns(paths)

@@ -38,6 +38,10 @@ class Rule:
         """u + weight_decay * w"""
         return u if h.weight_decay is None else u + h.weight_decay * w
 
+    def settle(self, w, h):
+        """Returns the weights that the step ends at, from those that it has led to."""
+        return w
+
     def shared(self) -> dict[str, float]:
         """Scalars kept once for all weights, by name, with their initial values.
 

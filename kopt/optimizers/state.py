@@ -13,8 +13,9 @@ from keras import ops
 
 from kopt._backend import outside_the_trace
 from kopt.optimizers.hyperparameters import Hyperparameters
-from kopt.optimizers.packs import LARGE, Pack, Slot, Treatment
+from kopt.optimizers.packs import LARGE, Factors, Pack, Slot, Treatment
 from kopt.optimizers.rule import Rule
+from kopt.penalties import WeightDecay
 
 
 class State(Rule, Hyperparameters, keras.optimizers.Optimizer):
@@ -101,7 +102,8 @@ class State(Rule, Hyperparameters, keras.optimizers.Optimizer):
             stored = keras.backend.standardize_dtype(variable.dtype)
             dtype = stored if stored == "float64" else "float32"
             layout = number if apart or (elementwise and math.prod(shape) >= LARGE) else shape
-            treatment = Treatment(route, stored, dtype, rule._factors(path), elementwise, layout)
+            factors = rule._factors(path)._replace(own_decay=_own_decay(variable))
+            treatment = Treatment(route, stored, dtype, factors, elementwise, layout)
             sizes[treatment] += math.prod(shape)
             found.append(None if self._overwrite_variable_with_gradient(variable) else treatment)
         return [t._replace(layout="flat") if _lies_flat(t) and sizes[t] < LARGE else t for t in found]
@@ -143,11 +145,11 @@ class State(Rule, Hyperparameters, keras.optimizers.Optimizer):
         return all(rules[p.treatment.route].slots(p.shapes[0]).keys() == p.slots.keys() for p in packs)
 
     def _factors(self, path):
-        """The factors of a weight's learning rate and weight decay."""
+        """The factors of a weight's learning rate and weight decay, as `groups` and `no_decay` have them."""
         matching = [factors for pattern, factors in self.groups.items() if re.search(pattern, path)]
         decays = not any(re.search(pattern, path) for pattern in self.no_decay)
         rate = math.prod(factors.get("learning_rate", 1.0) for factors in matching)
-        return rate, decays * math.prod(factors.get("weight_decay", 1.0) for factors in matching)
+        return Factors(rate, decays * math.prod(factors.get("weight_decay", 1.0) for factors in matching))
 
     def _check_patterns(self, paths):
         masks = [("no_decay", self.no_decay)] if self.no_decay else []
@@ -196,6 +198,12 @@ class State(Rule, Hyperparameters, keras.optimizers.Optimizer):
 def _lies_flat(treatment):
     """Whether weights of this treatment may be laid end to end with those of other shapes."""
     return treatment is not None and treatment.elementwise and isinstance(treatment.layout, tuple)
+
+
+def _own_decay(variable):
+    """The decay that a weight's regularizer asks for, or None."""
+    regularizer = getattr(variable, "regularizer", None)
+    return regularizer.strength if isinstance(regularizer, WeightDecay) else None
 
 
 def _slots(rule, shape):

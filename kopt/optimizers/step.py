@@ -7,6 +7,7 @@ from keras import ops, tree
 
 from kopt._backend import Traced, assign, dense, fused, under_strategy
 from kopt._checks import check_choice
+from kopt.optimizers.packs import Factors
 from kopt.optimizers.state import State
 
 
@@ -192,7 +193,7 @@ class Step(State):
             raise ValueError(
                 f"{type(rule).__name__}: direction must return the slots {sorted(pack.slots)}, got {sorted(new)}."
             )
-        return w - h.learning_rate * rule.finish(u, w, h), new
+        return rule.settle(w - h.learning_rate * rule.finish(u, w, h), h), new
 
     def _advance(self, packs, given, seen, numbers, shared):
         """The shared scalars of this step, from those of the last."""
@@ -206,7 +207,7 @@ class Step(State):
         new = dict(shared)
         for owner, own in sums.items():
             rule = self._kept.rules[owner]
-            h = rule._namespace(numbers, self._wide, (1.0, 1.0), shared[owner], shared[owner])
+            h = rule._namespace(numbers, self._wide, Factors(), shared[owner], shared[owner])
             new[owner] = shared[owner] | rule.advance(h.t, h, **own)
         return new
 
@@ -270,10 +271,13 @@ class Step(State):
         now = {"t": numbers["t"]} | numbers[id(self._given)] | numbers["seen"] | shared
         h = SimpleNamespace(**{name: ops.cast(x, dtype) for name, x in now.items()})
         h.last = SimpleNamespace(**{name: ops.cast(x, dtype) for name, x in last.items()})
-        rate, decay = factors
+        rate, decay, own_decay = factors
         if rate != 1:
             h.learning_rate = rate * h.learning_rate
-        h.weight_decay = decay * h.weight_decay if decay and "weight_decay" in now else None
+        if own_decay is not None:
+            h.weight_decay = ops.cast(decay * own_decay, dtype) if decay * own_decay else None
+        else:
+            h.weight_decay = decay * h.weight_decay if decay and "weight_decay" in now else None
         return h
 
     # ---- its averages --------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import keras
 from kopt import _backend
 from kopt.optimizers.base import Optimizer
 from kopt.optimizers.hyperparameters import OPTIONS
-from kopt.optimizers.packs import Slot
+from kopt.optimizers.packs import Factors, Slot
 
 INHERITED = [name for name in (*_backend.OPTIMIZER_OPTIONS, *OPTIONS) if name not in ("name", "weight_decay")]
 """Options that a wrapper has of the optimizer inside."""
@@ -148,7 +148,7 @@ class Wrapper(Optimizer):
             yield from part._nodes(f"{prefix}{name}_")
 
     def _namespace(self, numbers, dtype, factors, shared, last):
-        h = super()._namespace(numbers, dtype, (1.0, 1.0), shared, last)
+        h = super()._namespace(numbers, dtype, Factors(), shared, last)
         for name, part in self.parts().items():
             setattr(h, name, part._namespace(numbers, dtype, factors, shared, last))
         h.learning_rate, h.weight_decay = h.inner.learning_rate, h.inner.weight_decay

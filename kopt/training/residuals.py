@@ -20,6 +20,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from kopt.penalties import WeightDecay
+
 BLOCK = 2**15
 """About so many entries of a Jacobian are computed at once, in whole rows or columns, and four of these at least."""
 
@@ -195,7 +197,7 @@ def _noted(model, tape):
 def _penalty(model, variable):
     """λ, where a weight is penalized by λ Σ w²; 0 where it is not penalized."""
     regularizer = variable.regularizer
-    if regularizer is None:
+    if regularizer is None or isinstance(regularizer, WeightDecay):  # which adds nothing to the loss
         return 0.0
     plain = type(regularizer) in (keras.regularizers.L2, keras.regularizers.L1L2)
     if not plain or getattr(regularizer, "l1", 0.0):

@@ -185,7 +185,7 @@ def test_vat(iterations):
     hard = X.T @ (W[:, None] * (special.softmax(z, axis=1) - np.eye(CLASSES)[Y]))
     soft = moved.T @ (W[:, None] * (special.softmax(logits(model, moved), axis=1) - special.softmax(z, axis=1)))
     slope = numbers(tape.gradient(loss, kernel.value))  # the direction and the first prediction are held still
-    np.testing.assert_allclose(slope, (hard + 0.5 * soft) / ROWS, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(slope, (hard + 0.5 * soft) / ROWS, rtol=1e-3, atol=1e-5)
 
 
 def test_trades():

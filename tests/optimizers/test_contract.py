@@ -115,11 +115,16 @@ CASES = {
     "Shampoo": kopt.Shampoo(0.05, frequency=3, start=2, epsilon=0.01),
     "Kron": kopt.Kron(0.05, flat_steps=2.0, decay_rate=0.3, min_probability=0.3),
     "Matrices": kopt.Matrices(kopt.SGD(0.1, momentum=0.9), kopt.Adam(0.02)),
+    "Proximal lasso": kopt.Proximal(kopt.AdamW(0.05), {"": kopt.penalties.Lasso(0.5)}),
+    "Proximal groups": kopt.Proximal(
+        kopt.SGD(0.1, momentum=0.9),
+        {"^matrix|hidden/kernel": kopt.penalties.GroupLasso(0.2), "c|e": kopt.penalties.SparseGroupLasso(0.2, 0.5)},
+    ),
     "Route": kopt.Route({"vector|bias": kopt.SGD(0.1)}, kopt.Adam(0.02)),
 }
 
 
-CORE = {"SGD Nesterov", "Adam", "LAMB", "Prodigy", "ScheduleFreeAdamW", "Muon", "Cautious"}
+CORE = {"SGD Nesterov", "Adam", "LAMB", "Prodigy", "ScheduleFreeAdamW", "Muon", "Cautious", "Proximal groups"}
 """What the oldest versions run too: each kind of rule once."""
 
 

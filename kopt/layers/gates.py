@@ -1,0 +1,110 @@
+"""Gates that learn which features to let through."""
+
+import math
+from numbers import Integral
+
+import keras
+from keras import ops
+
+from kopt._checks import check_choice, check_range
+from kopt.layers.base import Noise
+
+BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
+"""The paper's temperature, and the ends to which a concrete variable in (0, 1) is stretched."""
+
+FURTHEST = math.log(100)
+"""Beyond this log α the authors' code lets no gate go: it could not come back."""
+
+
+class L0Gate(Noise):
+    """Multiplies each feature by a gate that is learnt, and that may close: the number of open gates is penalized.
+
+        s = σ((log u - log(1 - u) + log α) / β),  u ~ U(0, 1)        when training
+        s = σ(log α)                                                 else
+        y = x · z,  z = min(1, max(0, s (ζ - γ) + γ))
+        loss += strength · Σ P(z ≠ 0),  P(z ≠ 0) = σ(log α - β log(-γ / ζ))        β, γ, ζ = 2/3, -0.1, 1.1
+
+    Put it behind a layer whose units or filters are to be pruned, or in front of the first, to choose inputs. A gate is
+    one number for a feature, with a log α that is learnt. At inference those that have closed are exactly 0, and the
+    features behind them can be cut out: `gates()` returns them.
+
+    The penalty counts gates, where the paper counts the weights behind them, each λ / N: take
+    `strength = λ / N · weights of a feature`. In the paper λ is between 0.1 and 5, with N = 60,000 examples. Weights
+    that are decayed may hide behind gates that are ever less open: the paper's L2 penalty is on the open part alone.
+
+    As in the authors' code log α stays in ±log 100, so that a closed gate may open again. They draw gates once for a
+    batch by default: `mode="batch"`.
+
+    Args:
+        strength: of the penalty, in [0, inf).
+        initial_rate: the share of s below ½ at the start, in (0, 1): log α = log(1 - rate) - log(rate).
+        axis: of the features, an integer other than 0.
+        mode: `"sample"`, a draw for each example; `"batch"`, one for all of them.
+        seed: an integer, for the same draws in every run; None draws a new one.
+        **kwargs: those of `keras.layers.Layer`: `name`, `dtype` and so on.
+
+    Call arguments:
+        inputs: tensor of shape `(batch, ...)` and any float type.
+        training: whether to draw; Keras sets it.
+
+    Raises:
+        TypeError: a number is none.
+        ValueError: one is out of its range, or `mode` is another word; when built, the inputs have no such axis, or one
+            of unknown length.
+
+    References:
+        Louizos, Welling and Kingma, *Learning Sparse Neural Networks through L0 Regularization*, 2018.
+        https://arxiv.org/abs/1712.01312
+    """
+
+    def __init__(self, strength, initial_rate=0.5, axis=-1, mode="sample", seed=None, **kwargs):
+        super().__init__(seed, **kwargs)
+        self.strength = check_range(self, "[0, inf)", strength=strength)
+        self.initial_rate = check_range(self, "(0, 1)", initial_rate=initial_rate)
+        self.axis = check_range(self, "(-inf, inf)", kind=Integral, axis=axis)
+        self.mode = check_choice(self, ("sample", "batch"), mode=mode)
+
+    def build(self, input_shape):
+        rank = len(input_shape)
+        place = self.axis + rank if self.axis < 0 else self.axis
+        if not 0 < place < rank or input_shape[place] is None:
+            raise ValueError(
+                f"L0Gate: axis must be an axis of the inputs of known length, not the batch's, got {self.axis} for the "
+                f"shape {tuple(input_shape)}."
+            )
+        initial = keras.initializers.Constant(math.log(1 - self.initial_rate) - math.log(self.initial_rate))
+        how = dict(initializer=initial, constraint=_within_reach, autocast=False, name="log_alpha")
+        self.log_alpha = self.add_weight(shape=(input_shape[place],), **how)
+        self._spread = [input_shape[place] if axis == place else 1 for axis in range(1, rank)]
+
+    def gates(self):
+        """Returns the gates that are used at inference: a number in [0, 1] for each feature."""
+        return hard(ops.sigmoid(self._location()))
+
+    def call(self, inputs, training=False):
+        location = self._location()
+        self.add_loss(self.strength * ops.sum(ops.sigmoid(location - BETA * math.log(-GAMMA / ZETA))))
+        inputs = ops.convert_to_tensor(inputs)
+        z = hard(self._drawn(location, inputs)) if training else self.gates()[None]
+        return inputs * ops.cast(ops.reshape(z, (-1, *self._spread)), inputs.dtype)
+
+    def _location(self):
+        """log α, in many bits."""
+        wide = "float64" if self.log_alpha.dtype == "float64" else "float32"
+        return ops.cast(self.log_alpha, wide)
+
+    def _drawn(self, location, inputs):
+        """s for each example and feature."""
+        rows = 1 if self.mode == "batch" else ops.shape(inputs)[0]
+        shape, dtype = (rows, location.shape[0]), keras.backend.standardize_dtype(location.dtype)
+        u = keras.random.uniform(shape, 1e-6, 1 - 1e-6, dtype=dtype, seed=self.seed_generator)
+        return ops.sigmoid((ops.log(u) - ops.log1p(-u) + location) / BETA)
+
+
+def hard(s):
+    """min(1, max(0, s (ζ - γ) + γ))"""
+    return ops.clip(s * (ZETA - GAMMA) + GAMMA, 0, 1)
+
+
+def _within_reach(log_alpha):
+    return ops.clip(log_alpha, -FURTHEST, FURTHEST)
