@@ -84,6 +84,11 @@ def replicated_step(strategy, take):
     return step
 
 
+def has_float64():
+    """Whether the backend computes in float64: JAX does only when told so."""
+    return keras.backend.standardize_dtype(keras.ops.convert_to_tensor(1.0, "float64").dtype) == "float64"
+
+
 def compiled(function, xla):
     """The same function of tensors, in lists, compiled by the backend."""
     if BACKEND == "jax":
