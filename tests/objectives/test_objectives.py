@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
-from scipy import special
+from scipy import special, stats
 
 import kopt
 from kopt import objectives
+from kopt.objectives.mixing import beta
 from kopt.schedules import Linear
 from kopt.testing import backends
 from kopt.training.look import Look
@@ -16,6 +17,7 @@ from kopt.training.oracle import Batch, computing
 
 RNG = np.random.default_rng(0)
 ROWS, FEATURES, CLASSES = 6, 4, 3
+SEED = 0  # of a rectangle that is neither empty nor all
 X = RNG.standard_normal((ROWS, FEATURES)).astype("float32")
 Y = np.array([0, 1, 2, 0, 1, 2])
 W = RNG.uniform(0.5, 2, ROWS).astype("float32")
@@ -24,7 +26,7 @@ CROSSENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 def model_of(loss=CROSSENTROPY, units=CLASSES, dropout=0.0, objective=None, optimizer="sgd", dtype=None, **how):
     keras.utils.set_random_seed(1)
-    inputs = keras.Input((FEATURES,), dtype=dtype)
+    inputs = keras.Input((FEATURES,), dtype="float64" if dtype == "float64" else None)
     h = layers.Dropout(dropout, seed=3, dtype=dtype)(inputs) if dropout else inputs
     model = kopt.Model(inputs, layers.Dense(units, name="head", dtype=dtype)(h))
     model.compile(optimizer, loss, objective=objective, jit_compile=False, **how)
@@ -71,12 +73,18 @@ def numbers(x):
 
 def mixing_draws(alpha, seed):
     seed = keras.random.SeedGenerator(seed)
-    share = numbers(keras.random.beta((), alpha, alpha, seed=seed))
+    share = numbers(beta((), tf.constant(alpha), seed))
     return share, np.argsort(numbers(keras.random.uniform((ROWS,), seed=seed))), seed
 
 
 def mixed_loss(z, share, order, y=Y):
     return np.mean(share * W * crossentropies(z, y) + (1 - share) * W[order] * crossentropies(z, y[order]))
+
+
+@pytest.mark.parametrize("alpha", [0.1, 1.0, 4.0])
+def test_shares_are_beta_distributed(alpha):
+    draws = numbers(beta((4000,), tf.constant(alpha), keras.random.SeedGenerator(0)))
+    assert stats.kstest(draws, stats.beta(alpha, alpha).cdf).pvalue > 0.01
 
 
 def test_mixup():
@@ -106,7 +114,7 @@ def test_mixup_of_a_regression_and_of_several_labels():
 def test_cutmix(data_format):
     height, width = 6, 5
     images = RNG.standard_normal((ROWS, height, width, 2)).astype("float32")
-    share, order, seed = mixing_draws(1.0, 4)
+    share, order, seed = mixing_draws(1.0, SEED)
     within = np.ones((height, width), bool)
     for axis, side in enumerate((height, width)):
         centre = np.floor(side * numbers(keras.random.uniform((), seed=seed)))
@@ -129,7 +137,7 @@ def test_cutmix(data_format):
     inputs = keras.Input(given.shape[1:])
     model = kopt.Model(inputs, layers.Dense(CLASSES)(layers.Flatten()(inputs)))
     model.compile("sgd", CROSSENTROPY)
-    objective = objectives.CutMix(1.0, data_format, seed=4)
+    objective = objectives.CutMix(1.0, data_format, seed=SEED)
     outputs, loss = objective.total(Recorded(model, *map(tf.constant, (given, Y, W))))
     np.testing.assert_allclose(seen[0], np.moveaxis(expected, -1, 1) if first else expected, rtol=1e-6)
     np.testing.assert_allclose(float(loss), mixed_loss(numbers(outputs), left, order), rtol=1e-5)
@@ -354,6 +362,28 @@ def test_fit_is_the_same_run_eagerly_and_saved(name, tmp_path):
     if not [v for v in model.non_trainable_variables if v.path.endswith("seed_generator_state")]:
         for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EACH)
+def test_fit_under_xla_and_in_mixed_precision(name):
+    """The dropout that XLA draws is another, so that without it the two are compared."""
+    ends = []
+    for jit in (False, True):
+        objective = copied(EACH[name])
+        model = model_of(objective=objective, optimizer=kopt.SGD(0.1))
+        model.compile(kopt.SGD(0.1), CROSSENTROPY, objective=objective, jit_compile=jit)
+        model.fit(X, Y, batch_size=3, epochs=2, shuffle=False, verbose=0)
+        ends.append(model.get_weights())
+    draws = objective.seed_generator.state.numpy()[1] > 0
+    for a, b in zip(*ends, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=np.inf if draws else 1e-5)
+        assert np.isfinite(b).all()
+    scaled = keras.optimizers.LossScaleOptimizer(kopt.SGD(0.01), initial_scale=8.0)
+    model = model_of(dropout=0.3, objective=copied(EACH[name]), optimizer=scaled, dtype="mixed_float16")
+    history = model.fit(X, Y, batch_size=3, epochs=3, verbose=0).history["loss"]
+    assert np.isfinite(history).all()
+    assert model.optimizer.inner_optimizer.iterations == 6
 
 
 @pytest.mark.skipif(not backends.two_devices(), reason="there are no two logical devices")
