@@ -12,7 +12,7 @@ from .estimators import KerasTransformer as KerasTransformer
 from .estimators import load as load
 from .learning_rate_finder import LearningRateFinder as LearningRateFinder
 from .learning_rate_finder import find_learning_rate as find_learning_rate
-from .monte_carlo import monte_carlo as monte_carlo
+from .noise import monte_carlo as monte_carlo
 from .optimizers import ADOPT as ADOPT
 from .optimizers import APOLLO as APOLLO
 from .optimizers import ASAM as ASAM
@@ -61,6 +61,7 @@ from .optimizers import Ftrl as Ftrl
 from .optimizers import GaLore as GaLore
 from .optimizers import GaussNewton as GaussNewton
 from .optimizers import GradientCentralization as GradientCentralization
+from .optimizers import GradientNoise as GradientNoise
 from .optimizers import Graft as Graft
 from .optimizers import HessianFree as HessianFree
 from .optimizers import Kron as Kron

@@ -25,7 +25,7 @@ LEVELS = [
     {"math", "schedules"},
     {"penalties", "constraints"},
     {"optimizers", "layers", "learning_rate_finder", "callbacks"},
-    {"monte_carlo"},
+    {"noise"},
     {"distribute"},
     {"training"},
     {"objectives"},

@@ -73,7 +73,7 @@ class L0Gate(Noise):
                 f"shape {tuple(input_shape)}."
             )
         initial = keras.initializers.Constant(math.log(1 - self.initial_rate) - math.log(self.initial_rate))
-        how = dict(initializer=initial, constraint=_within_reach, autocast=False, name="log_alpha")
+        how = dict(initializer=initial, constraint=_WithinReach(), autocast=False, name="log_alpha")
         self.log_alpha = self.add_weight(shape=(input_shape[place],), **how)
         self._spread = [input_shape[place] if axis == place else 1 for axis in range(1, rank)]
 
@@ -106,5 +106,8 @@ def hard(s):
     return ops.clip(s * (ZETA - GAMMA) + GAMMA, 0, 1)
 
 
-def _within_reach(log_alpha):
-    return ops.clip(log_alpha, -FURTHEST, FURTHEST)
+class _WithinReach(keras.constraints.Constraint):
+    """Holds log α where the slope of a gate does not vanish."""
+
+    def __call__(self, w):
+        return ops.clip(w, -FURTHEST, FURTHEST)

@@ -44,7 +44,7 @@ from kopt.optimizers.sign import Lion, Rprop, Signum
 from kopt.optimizers.soap import SOAP
 from kopt.optimizers.switch import Switch
 from kopt.optimizers.wrapper import Wrapper
-from kopt.optimizers.wrappers import AdaptiveGradientClipping, Cautious, GradientCentralization
+from kopt.optimizers.wrappers import AdaptiveGradientClipping, Cautious, GradientCentralization, GradientNoise
 
 __all__ = [
     "ADOPT",
@@ -95,6 +95,7 @@ __all__ = [
     "GaLore",
     "GaussNewton",
     "GradientCentralization",
+    "GradientNoise",
     "Graft",
     "HessianFree",
     "Kron",

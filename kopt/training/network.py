@@ -17,7 +17,7 @@ from keras import tree
 from kopt._backend import sketching
 from kopt._forks import check_fork
 from kopt.distribute import strategy as distributed
-from kopt.monte_carlo import reseeded
+from kopt.noise import reseeded
 from kopt.optimizers import Optimizer
 from kopt.training import cache, meeting
 from kopt.training.files import read_as, write_arrays

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from kopt.distribute import strategy as distributed
-from kopt.monte_carlo import noise_in
+from kopt.noise import noise_in
 from kopt.training import losses, oracle, xla
 from kopt.training.cache import Cache
 from kopt.training.epochs import CANNOT_COMPILE, over_batches
@@ -76,7 +76,7 @@ class Program:
 
     @functools.cached_property
     def draw(self):
-        """The same with the noise of training, for weights of `kopt.monte_carlo.reseeded`."""
+        """The same with the noise of training, for weights of `kopt.noise.reseeded`."""
         return self._compiled(self.model, noisy=True)
 
     def hidden(self, place):

@@ -60,6 +60,7 @@ CASES = {
         kopt.Nadam(0.05), clipping=0.1, epsilon=0.5, exclude="matrix|head"
     ),
     "GradientCentralization": kopt.GradientCentralization(kopt.Adam(0.05)),
+    "GradientNoise": kopt.GradientNoise(kopt.SGD(0.05, momentum=0.9)),
     "Prodigy": kopt.Prodigy(initial_distance=0.05),
     "Prodigy strided": kopt.Prodigy(
         2.0, initial_distance=0.05, growth_rate=2.0, bias_correction=True, safeguard_warmup=True, stride=3

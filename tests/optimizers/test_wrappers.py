@@ -129,3 +129,21 @@ def test_ranges_are_checked():
         ValueError, match=r"^AdaptiveGradientClipping: clipping must be a number in \(0, inf\), got 0\.$"
     ):
         kopt.AdaptiveGradientClipping(kopt.SGD(), clipping=0)
+
+
+def test_noise_of_gradients_fades_as_in_the_paper():
+    """With a learning rate of 1 and no gradient the step is the noise."""
+    variables = [keras.Variable(np.zeros(shape, "float32")) for shape in [(40, 50), (40, 50), (50, 41)]]
+    optimizer, before = kopt.GradientNoise(kopt.SGD(1.0), eta=0.5, gamma=0.8, seed=3), np.zeros((40, 50))
+    drawn = []
+    for t in range(1, 4):
+        optimizer.apply([np.zeros(v.shape, "float32") for v in variables], variables)
+        noise = before - variables[0].numpy()
+        before = variables[0].numpy()
+        assert abs(noise.mean()) < 4 * noise.std() / np.sqrt(noise.size)
+        np.testing.assert_allclose(noise.var(), 0.5 / t**0.8, rtol=0.15)
+        drawn.append(noise / noise.std())
+    others = [-v.numpy() for v in variables]
+    draws = [*(d.ravel() for d in drawn), *(w.ravel()[:2000] for w in others)]
+    correlations = np.corrcoef(draws)[np.triu_indices(len(draws), 1)]
+    assert np.sort(np.abs(correlations))[:-3].max() < 0.1  # but that of the first weight with its own three steps
