@@ -16,6 +16,7 @@ SMALL = {
     "autoencoder_kfac.py": ["--steps", "10"],
     "calibration.py": ["--epochs", "4", "--rows", "1000"],
     "early_stopping.py": ["--epochs", "15"],
+    "little_data.py": ["--epochs", "20"],
     "large_batch_lbfgs.py": ["--passes", "20"],
     "larger_than_memory.py": ["--rows", "20000", "--epochs", "1"],
     "mixed_columns.py": ["--epochs", "4"],

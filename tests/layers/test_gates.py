@@ -74,6 +74,7 @@ def test_a_gate_is_one_for_a_feature_and_is_drawn_by_mode(mode, rows):
     assert len(np.unique(y[:, 0].round(4), axis=0)) == rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_it_closes_on_features_of_no_use(jit_compile, tmp_path):
     keras.utils.set_random_seed(0)
