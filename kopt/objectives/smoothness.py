@@ -203,7 +203,7 @@ class LabelSmoothing(Objective):
         outputs = look.outputs()
         loss = look.loss(outputs)
         s = ops.cast(self._now().smoothing, loss.dtype)
-        each = [self._uniform(kind, z) for kind, z in classified(self, look, outputs)]
+        each = [None if kind is None else self._uniform(kind, z) for kind, z in classified(self, look, outputs)]
         hard = loss - sum_of_penalties(look, loss)
         return outputs, loss - s * hard + s * ops.cast(look.mean(each), loss.dtype)
 
@@ -278,7 +278,7 @@ class OnlineLabelSmoothing(Objective):
 
 
 def classified(owner, look, outputs):
-    """The kind and the logits of each output that has a loss, if each is of a crossentropy.
+    """The kind and the logits of each output, if each loss is a crossentropy; the kind is None where there is no loss.
 
     Raises:
         ValueError: one is not.
@@ -286,7 +286,7 @@ def classified(owner, look, outputs):
     kinds = look.kinds(outputs)
     if "normal" in kinds:
         raise ValueError(f"{type(owner).__name__}: the loss must be a crossentropy, got the mean squared error.")
-    return [(kind, wide(logits_of(z))) for kind, z in zip(kinds, tree.flatten(outputs), strict=True) if kind]
+    return [(kind, wide(logits_of(z))) for kind, z in zip(kinds, tree.flatten(outputs), strict=True)]
 
 
 def sum_of_penalties(look, loss):

@@ -75,13 +75,15 @@ class Look:
         """Returns the mean over rows of a value for each row, weighted as the loss is.
 
         Args:
-            each: a vector for each output of the model, or one alone.
+            each: a vector for each output of the model, or one alone; None for an output that does not count.
         """
         vectors = tree.flatten(each)
         given = tree.flatten(self.sample_weight) if self.sample_weight is not None else [None]
         weights = given if len(given) == len(vectors) else given[:1] * len(vectors)
         total: Any = 0.0
         for vector, weight in zip(vectors, weights, strict=True):
+            if vector is None:
+                continue
             if weight is not None:
                 vector = vector * tf.reshape(tf.cast(weight, vector.dtype), (self.rows,))
             total += tf.reduce_sum(vector) / tf.cast(self.batch, vector.dtype)
@@ -104,9 +106,8 @@ class Look:
         that of the outputs from each other: the same for normal distributions, but for a factor.
         """
         each = [
-            _divergence(kind, *(wide(logits_of(z)) for z in pair))
+            None if kind is None else _divergence(kind, *(wide(logits_of(z)) for z in pair))
             for kind, *pair in zip(self.kinds(outputs), *map(tree.flatten, (outputs, others)), strict=True)
-            if kind is not None
         ]
         return self.mean(each)
 

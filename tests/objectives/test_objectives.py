@@ -266,6 +266,27 @@ def test_label_smoothing_is_that_of_keras_for_indicators():
     np.testing.assert_allclose(total(objectives.LabelSmoothing(0.2), model_of(binary), y=labels), expected, rtol=1e-5)
 
 
+def test_several_outputs_with_weights_of_their_own_one_without_a_loss():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((FEATURES,))
+    a, b, c = (layers.Dense(units, name=name)(inputs) for units, name in [(3, "a"), (1, "b"), (2, "c")])
+    model = kopt.Model(inputs, [a, b, c])
+    binary = keras.losses.BinaryCrossentropy(from_logits=True)
+    model.compile("sgd", [CROSSENTROPY, None, binary])
+    labels = RNG.integers(0, 2, (ROWS, 2)).astype("float32")
+    weights = [RNG.uniform(0.5, 2, ROWS).astype("float32") for _ in range(3)]
+    targets = [tf.constant(Y), None, tf.constant(labels)]
+    look = Look(model, tf.constant(X), targets, [tf.constant(w) for w in weights])
+    z, _, u = (numbers(part) for part in model(X))
+    hard = np.mean(weights[0] * crossentropies(z)) + np.mean(
+        weights[2] * (np.logaddexp(0, u) - labels * u).mean(axis=1)
+    )
+    soft = np.mean(weights[0] * -special.log_softmax(z, axis=1).mean(axis=1))
+    soft += np.mean(weights[2] * (np.logaddexp(0, u) - u / 2).mean(axis=1))
+    found = float(objectives.LabelSmoothing(0.2).total(look)[1])
+    np.testing.assert_allclose(found, 0.8 * hard + 0.2 * soft, rtol=1e-5)
+
+
 def test_penalties_of_layers_are_not_smoothed_away():
     keras.utils.set_random_seed(0)
     inputs = keras.Input((FEATURES,))
