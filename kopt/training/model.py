@@ -62,6 +62,12 @@ class Model(keras.Model):
         """The compiled programs."""
         return self.__dict__.setdefault("_compiled_engine", loop.Engine())
 
+    @property
+    def non_trainable_variables(self):
+        """What training changes besides the weights; the objective's random state and its own weights, too."""
+        own = super().non_trainable_variables
+        return own if self.objective is None else [*own, *self.objective.variables]
+
     def compile(
         self,
         optimizer="rmsprop",
@@ -85,7 +91,7 @@ class Model(keras.Model):
         """
         if objective is not None and not hasattr(objective, "total"):
             raise TypeError(f"Model.compile: objective must be one of kopt.objectives, got {objective!r}.")
-        self.objective = objective
+        self.__dict__["objective"] = objective  # past Keras, which tracks no layers once a model is built
         how = dict(weighted_metrics=weighted_metrics, run_eagerly=run_eagerly, steps_per_execution=steps_per_execution)
         how |= dict(jit_compile=jit_compile, auto_scale_loss=auto_scale_loss)
         super().compile(optimizer, loss, loss_weights, metrics, **how)

@@ -102,6 +102,14 @@ class Batch:
                 variable.assign(value)
 
 
+def refuse(objective):
+    """Raises ValueError: an optimizer wants a function of the outputs, and there is an objective."""
+    raise ValueError(
+        f"{type(objective).__name__} looks at more than the outputs of a batch, and the optimizer wants its loss as a "
+        "function of these. Try one that asks for losses and gradients: kopt.AdamW, say."
+    )
+
+
 def computing(model, data):
     """Returns the `compute` of a `Batch`: a model's outputs and loss for (x, y, sample_weight).
 
@@ -113,10 +121,7 @@ def computing(model, data):
     def compute(through):
         if objective is not None:
             if through is not as_they_are:
-                raise ValueError(
-                    f"{type(objective).__name__} looks at more than the outputs of a batch, and the optimizer wants "
-                    "its loss as a function of these. Try one that asks for losses and gradients: kopt.AdamW, say."
-                )
+                refuse(objective)
             return objective.total(Look(model, x, y, sample_weight))
         outputs = model(x, training=True) if model._call_has_training_arg else model(x)
         return outputs, model._compute_loss(x, y, through(outputs), sample_weight, training=True)
@@ -242,6 +247,8 @@ class Oracle:
         Raises:
             ValueError: the loss is no sum of squares.
         """
+        if (objective := getattr(self._batch.model, "objective", None)) is not None:
+            refuse(objective)
         return Residuals(self._batch, self.weights)
 
     def residuals(self):

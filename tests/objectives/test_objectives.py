@@ -502,7 +502,26 @@ def test_wrong_uses_are_refused(act, error, message):
     assert str(caught.value).startswith(message)
 
 
-def test_methods_that_want_a_function_of_outputs_are_refused():
-    model = model_of("mse", objective=objectives.MixUp(), optimizer=kopt.SophiaG(0.1))
+def test_a_built_model_may_get_an_objective_and_lose_it():
+    class Mine(kopt.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(1)
+
+        def call(self, x):
+            return self.dense(x)
+
+    model = Mine()
+    model(X)
+    for objective, states in ((objectives.MixUp(), 1), (None, 0)):
+        model.compile("sgd", "mse", objective=objective)
+        model.fit(X, X[:, :1], verbose=0)
+        assert len(model.non_trainable_variables) == states
+    assert [layer.name for layer in model.layers] == [model.dense.name]
+
+
+@pytest.mark.parametrize("optimizer", [kopt.SophiaG(0.1), kopt.LevenbergMarquardt()])
+def test_methods_that_want_a_function_of_outputs_are_refused(optimizer):
+    model = model_of("mse", objective=objectives.MixUp(), optimizer=optimizer)
     with pytest.raises(ValueError, match="MixUp looks at more than the outputs of a batch"):
         model.fit(X, X[:, :3], verbose=0)
