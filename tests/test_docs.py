@@ -18,6 +18,7 @@ SMALL = {
     "early_stopping.py": ["--epochs", "15"],
     "large_batch_lbfgs.py": ["--passes", "20"],
     "larger_than_memory.py": ["--rows", "20000", "--epochs", "1"],
+    "little_data.py": ["--epochs", "8", "--seeds", "1"],
     "mixed_columns.py": ["--epochs", "4"],
     "noisy_labels.py": ["--epochs", "8"],
     "tune_pipeline.py": ["--candidates", "5"],
