@@ -225,9 +225,8 @@ class PatchDropout(Noise):
         first = keras.ops.zeros_like(drawn[:, :1]) + keras.ops.arange(tokens - free, dtype=drawn.dtype)
         numbers = keras.ops.concatenate([first, drawn], axis=1)
         places = numbers + tokens * keras.ops.arange(rows, dtype=numbers.dtype)[:, None]
-        outputs = keras.ops.take(
-            keras.ops.reshape(inputs, (-1, features)), places, axis=0
-        )  # 4 x as fast as along an axis
+        # four times as fast as `take_along_axis`
+        outputs = keras.ops.take(keras.ops.reshape(inputs, (-1, features)), places, axis=0)
         if mask is not None:
             give_mask(outputs, keras.ops.take_along_axis(mask, numbers, axis=1))
         return outputs
