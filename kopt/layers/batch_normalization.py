@@ -40,7 +40,7 @@ class BatchStatistics(Rated, keras.layers.BatchNormalization):
         super().build(input_shape)
 
     def normalized(self, x, axes, weights):
-        """Returns x normalized with the batch at hand, before `gamma` and `beta`, and keeps the statistics.
+        """Returns x without a mean, its factor and what is then added, or None; keeps the statistics of the batch.
 
         Args:
             x: tensor of float32 or wider.
@@ -53,15 +53,18 @@ class BatchStatistics(Rated, keras.layers.BatchNormalization):
         x = wide(inputs)
         axes = [axis for axis in range(len(x.shape)) if axis != self.axis % len(x.shape)]
         if training and self.trainable:
-            x = self.normalized(x, axes, kept(x, mask))
+            away, factor, shift = self.normalized(x, axes, kept(x, mask))
         else:
-            x = self._scaled(x, self._spread(self.moving_mean, x), self._spread(self.moving_variance, x))
-        x = x if self.gamma is None else x * self._spread(self.gamma, x)
-        x = x if self.beta is None else x + self._spread(self.beta, x)
-        return ops.cast(x, self.compute_dtype)
-
-    def _scaled(self, x, mean, variance):
-        return (x - mean) * ops.rsqrt(variance + self.epsilon)
+            away, shift = x - self._spread(self.moving_mean, x), None
+            factor = ops.rsqrt(self._spread(self.moving_variance, x) + self.epsilon)
+        if self.gamma is not None:  # to the small tensors: each pass over the large one costs as much as all of this
+            gamma = self._spread(self.gamma, x)
+            factor, shift = factor * gamma, None if shift is None else shift * gamma
+        if self.beta is not None:
+            beta = self._spread(self.beta, x)
+            shift = beta if shift is None else shift + beta
+        x = away * factor
+        return ops.cast(x if shift is None else x + shift, self.compute_dtype)
 
     def _spread(self, weight, x):
         """A weight of one number for each channel, in the type of x, with as many axes."""
@@ -120,9 +123,9 @@ class SyncBatchNormalization(BatchStatistics):
     """
 
     def normalized(self, x, axes, weights):
-        mean, variance, _ = moments(x, axes, weights, synchronized=True)
+        mean, variance, _, away = moments(x, axes, weights, synchronized=True)
         self._keep(mean, variance)
-        return self._scaled(x, mean, variance)
+        return away, ops.rsqrt(variance + self.epsilon), None
 
 
 class BatchRenormalization(BatchStatistics):
@@ -183,23 +186,23 @@ class BatchRenormalization(BatchStatistics):
         self.synchronized = check_choice(self, (False, True), synchronized=synchronized)
 
     def normalized(self, x, axes, weights):
-        batch_mean, variance, number = moments(x, axes, weights, self.synchronized)
+        batch_mean, variance, number, away = moments(x, axes, weights, self.synchronized)
         batch_deviation = ops.sqrt(variance + self.epsilon)
         mean = self._spread(self.moving_mean, x)
         deviation = ops.sqrt(self._spread(self.moving_variance, x) + self.epsilon)
-        x = (x - batch_mean) / batch_deviation
+        factor, shift = 1 / batch_deviation, None
         if self.corrects:
             now = self._now()
             r_max, d_max = ops.cast(now.r_max, x.dtype), ops.cast(now.d_max, x.dtype)
             r = ops.minimum(ops.maximum(batch_deviation / deviation, 1 / r_max), r_max)
             d = ops.minimum(ops.maximum((batch_mean - mean) / deviation, -d_max), d_max)
-            x = x * ops.stop_gradient(r) + ops.stop_gradient(d)
+            factor, shift = factor * ops.stop_gradient(r), ops.stop_gradient(d)
         if not self.synchronized:
             batch_mean, batch_deviation = pooled(number, batch_mean, batch_deviation)
         self._set(self.moving_mean, self._moved(mean, batch_mean))
         new = ops.square(self._moved(deviation, batch_deviation)) - self.epsilon
         self._set(self.moving_variance, ops.maximum(new, 0))
-        return x
+        return away, factor, shift
 
 
 class GhostBatchNormalization(BatchStatistics):
@@ -256,7 +259,7 @@ class GhostBatchNormalization(BatchStatistics):
         away = x - ops.take(mean, of_row, axis=0)
         variance = total(ops.square(away))[0] / ops.maximum(number, 1)
         self._keep(*pooled(number, mean, variance))
-        return away * ops.rsqrt(ops.take(variance, of_row, axis=0) + self.epsilon)
+        return away, ops.take(ops.rsqrt(variance + self.epsilon), of_row, axis=0), None
 
 
 def ghosts_of(rows, size):

@@ -180,6 +180,6 @@ def adain(content, style, axis=-1, epsilon=1e-5):
     content, style = ops.convert_to_tensor(content), ops.convert_to_tensor(style)
     x, other = wide(content), wide(style)
     space = [a for a in range(1, len(x.shape)) if a != axis % len(x.shape)]
-    (mean, variance, _), (new_mean, new_variance, _) = moments(x, space), moments(other, space)
+    (mean, variance, *_), (new_mean, new_variance, *_) = moments(x, space), moments(other, space)
     y = (x - mean) * ops.sqrt((new_variance + epsilon) / (variance + epsilon)) + new_mean
     return ops.cast(y, content.dtype)

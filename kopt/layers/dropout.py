@@ -219,11 +219,14 @@ class PatchDropout(Noise):
         number = math.ceil((1 - self.rate) * free)
         if not training or number == free:
             return inputs
-        noise = keras.random.uniform((keras.ops.shape(inputs)[0], free), seed=self.seed_generator)
+        rows, _, features = keras.ops.shape(inputs)
+        noise = keras.random.uniform((rows, free), seed=self.seed_generator)
         drawn = keras.ops.sort(keras.ops.argsort(noise, axis=1)[:, :number], axis=1) + (tokens - free)
         first = keras.ops.zeros_like(drawn[:, :1]) + keras.ops.arange(tokens - free, dtype=drawn.dtype)
         numbers = keras.ops.concatenate([first, drawn], axis=1)
-        outputs = keras.ops.take_along_axis(inputs, numbers[:, :, None], axis=1)
+        places = numbers + tokens * keras.ops.arange(rows, dtype=numbers.dtype)[:, None]
+        # four times as fast as `take_along_axis`
+        outputs = keras.ops.take(keras.ops.reshape(inputs, (-1, features)), places, axis=0)
         if mask is not None:
             give_mask(outputs, keras.ops.take_along_axis(mask, numbers, axis=1))
         return outputs

@@ -98,7 +98,7 @@ class L0Gate(Noise):
         rows = 1 if self.mode == "batch" else ops.shape(inputs)[0]
         shape, dtype = (rows, location.shape[0]), keras.backend.standardize_dtype(location.dtype)
         u = keras.random.uniform(shape, 1e-6, 1 - 1e-6, dtype=dtype, seed=self.seed_generator)
-        return ops.sigmoid((ops.log(u) - ops.log1p(-u) + location) / BETA)
+        return ops.sigmoid((ops.log(u / (1 - u)) + location) / BETA)
 
 
 def hard(s):

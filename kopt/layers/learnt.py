@@ -80,7 +80,7 @@ class ConcreteDropout(Noise):
         shape = [ops.shape(inputs)[0], *(1 for _ in inputs.shape[1:])]
         shape[axis] = inputs.shape[axis]
         u = ops.clip(keras.random.uniform(shape, dtype=p.dtype, seed=self.seed_generator), 1e-7, 1 - 1e-7)
-        z = ops.sigmoid((logit + ops.log(u) - ops.log1p(-u)) / self.temperature)
+        z = ops.sigmoid((logit + ops.log(u / (1 - u))) / self.temperature)
         return self.layer(inputs * ops.cast((1 - z) / (1 - p), inputs.dtype))
 
     def compute_output_shape(self, input_shape):

@@ -45,7 +45,8 @@ def moments(x, axes, weights=None, synchronized=False):
         synchronized: whether over the entries of all replicas.
 
     Returns:
-        Mean, variance and number of entries, with length 1 along these axes; zeros where there are no entries.
+        Mean, variance and number of entries, with length 1 along these axes, zeros where there are no entries; and
+        what is left of x without the mean.
     """
 
     def total(x):
@@ -54,7 +55,8 @@ def moments(x, axes, weights=None, synchronized=False):
         return value / ops.maximum(number, 1), number
 
     mean, number = total(x)
-    return mean, total(ops.square(x - mean))[0], number
+    away = x - mean
+    return mean, total(ops.square(away))[0], number, away
 
 
 def wide(x):

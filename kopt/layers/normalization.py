@@ -100,8 +100,8 @@ class FilterResponseNormalization(Channelwise):
         epsilon = ops.cast(self.epsilon, x.dtype)
         if self.learnt_epsilon is not None:
             epsilon = epsilon + ops.abs(ops.cast(self.learnt_epsilon, x.dtype))
-        x = x * ops.rsqrt(value / ops.maximum(number, 1) + epsilon)
-        x = x * self._spread(self.gamma, x) + self._spread(self.beta, x)
+        factor = ops.rsqrt(value / ops.maximum(number, 1) + epsilon) * self._spread(self.gamma, x)
+        x = x * factor + self._spread(self.beta, x)
         x = x if self.tau is None else ops.maximum(x, self._spread(self.tau, x))
         return ops.cast(x, self.compute_dtype)
 

@@ -185,8 +185,9 @@ def _still(output):
 
 
 def unit(directions):
-    """Directions whose length, over all tensors of a row, is 1."""
+    """Directions whose length, over all tensors of a row, is 1; a row of zeros stays zero, as where units are dead."""
     flat = ops.concatenate([ops.reshape(d, (ops.shape(d)[0], -1)) for d in directions], axis=1)
     largest = ops.maximum(ops.max(ops.abs(flat), axis=1, keepdims=True), ops.cast(1e-30, flat.dtype))
     lengths = largest * ops.sqrt(ops.sum(ops.square(flat / largest), axis=1, keepdims=True))  # squares underflow
+    lengths = ops.where(lengths > 0, lengths, ops.ones_like(lengths))
     return [d / ops.cast(ops.reshape(lengths, (-1, *(1 for _ in d.shape[1:]))), d.dtype) for d in directions]

@@ -196,6 +196,13 @@ def test_vat(iterations):
     np.testing.assert_allclose(slope, (hard + 0.5 * soft) / ROWS, rtol=1e-3, atol=1e-5)
 
 
+def test_a_row_that_nothing_moves_has_no_virtual_adversary():
+    model = model_of()
+    model.get_layer("head").kernel.assign(np.zeros((FEATURES, CLASSES)))
+    expected = np.mean(W * crossentropies(logits(model)))
+    np.testing.assert_allclose(total(objectives.VAT(1.0, seed=4), model), expected, rtol=1e-5)
+
+
 def test_trades():
     model = model_of()
     z = logits(model)
