@@ -246,7 +246,7 @@ class Fit:
         gains = np.subtract(self.scores, none.scores)
         error = np.std(gains) / max(1, len(gains) - 1) ** 0.5
         score = f"{np.mean(self.scores):.3f} ± {np.std(self.scores):.3f}"
-        gain = "" if none is self else f"{np.mean(gains):+.3f} ± {error:.3f}"
+        gain = "" if none is self else f"{round(np.mean(gains), 3) + 0.0:+.3f} ± {error:.3f}"
         return score, gain, f"{statistics.median(np.divide(self.seconds, none.seconds)):.1f}"
 
 
