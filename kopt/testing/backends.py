@@ -26,7 +26,7 @@ def compiled_step(take, optimizer, variables, traced, xla):
         return step
     import tensorflow as tf
 
-    @tf.function(jit_compile=xla)
+    @tf.function(jit_compile=xla, autograph=not xla)  # one of the two shows that AutoGraph changes nothing
     def step(gradients):
         traced()
         take(gradients)
@@ -73,7 +73,7 @@ def replicated_step(strategy, take):
     """Returns a compiled step in which one replica has a quarter of each gradient, and the other the rest."""
     import tensorflow as tf
 
-    @tf.function
+    @tf.function(autograph=False)
     def step(gradients):
         def replica():
             first = tf.distribute.get_replica_context().replica_id_in_sync_group == 0
@@ -98,6 +98,16 @@ def compiled(function, xla):
     import tensorflow as tf
 
     return tf.function(function, jit_compile=xla, autograph=False)
+
+
+def at_once(function):
+    """The same function; compiled on JAX, which else compiles each operation alone, and anew for each shape."""
+    return compiled(function, xla=True) if BACKEND == "jax" else function
+
+
+def graphs():
+    """Whether to compile with XLA, for each way to compile that there is."""
+    return (True,) if BACKEND == "jax" else (True, False)
 
 
 def gradients(function, tensors):

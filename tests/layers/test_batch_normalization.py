@@ -44,7 +44,11 @@ def given(x):
 
 
 @pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("x", [ROWS, IMAGES, SEQUENCES], ids=["rows", "images", "sequences"])
+@pytest.mark.parametrize(
+    "x",
+    [pytest.param(ROWS, marks=pytest.mark.slow), pytest.param(IMAGES, marks=pytest.mark.slow), SEQUENCES],
+    ids=["rows", "images", "sequences"],
+)
 def test_it_is_a_layer(name, x):
     smooth = name != "renormalized"  # a part of it has no gradient
     ran = check_layer(KINDS[name](), x, smooth=smooth, replicas=name != "renormalized")

@@ -41,7 +41,11 @@ def built(layer, x, condition):
     return layer
 
 
-@pytest.mark.parametrize("x", [ROWS, SEQUENCES, IMAGES], ids=["rows", "sequences", "images"])
+@pytest.mark.parametrize(
+    "x",
+    [pytest.param(ROWS, marks=pytest.mark.slow), SEQUENCES, pytest.param(IMAGES, marks=pytest.mark.slow)],
+    ids=["rows", "sequences", "images"],
+)
 def test_film_is_a_layer(x):
     ran = check_layer(FiLM(kernel_initializer="glorot_uniform"), [x, VECTORS])
     assert "check_data_format" in ran

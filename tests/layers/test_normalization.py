@@ -27,7 +27,11 @@ def called(layer, x, training, **how):
     return given(keras.Sequential([layer])(x, training=training, **how))
 
 
-@pytest.mark.parametrize("x", [ROWS, SEQUENCES, IMAGES], ids=["rows", "sequences", "images"])
+@pytest.mark.parametrize(
+    "x",
+    [pytest.param(ROWS, marks=pytest.mark.slow), SEQUENCES, pytest.param(IMAGES, marks=pytest.mark.slow)],
+    ids=["rows", "sequences", "images"],
+)
 def test_they_are_layers(x):
     assert "check_data_format" in check_layer(LayerScale(0.1), x)
     assert "check_data_format" in check_layer(FilterResponseNormalization(), x)

@@ -49,7 +49,10 @@ def x_of(shape, rows=6):
     return RNG.normal(size=(rows, *shape)).astype("float32")
 
 
-@pytest.mark.parametrize("name", ["dense", "sequence", "conv1d", "depthwise", "transposed"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("sequence", "conv1d", "depthwise")]
+
+
+@pytest.mark.parametrize("name", ["dense", "transposed", *SLOW])
 def test_they_are_layers(name):
     make, shape, _ = CASES[name]
     check_layer(WeightStandardization(make(), scaled=True, gain=1.0), x_of(shape))

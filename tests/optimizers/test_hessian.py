@@ -101,6 +101,7 @@ def test_a_plain_model_does_the_same(optimizer, how):
     assert runs.distance(plain, ours) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(backends.two_devices() is None, reason="two logical devices are needed")
 def test_a_plain_model_does_the_same_on_two_replicas():
     def optimizer():

@@ -119,6 +119,7 @@ def test_the_other_way_to_share_is_another_matrix(exact, network, sharing):
     assert np.abs(np.kron(a, g) - made.dense(made.optimizer._blocks[0])).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_drawn_factors_are_the_curvature_on_average(exact):
     made = Curvature(deep_linear, kopt.KFAC())
     expected = [g for _, g in made.factors()]
@@ -134,6 +135,7 @@ def test_drawn_factors_are_the_curvature_on_average(exact):
         assert error.max() < 0.05 * np.abs(g).max()
 
 
+@pytest.mark.slow
 def test_one_adaptive_step_solves_a_linear_regression(exact):
     inputs = keras.Input((3,))
     model = kopt.Model(inputs, layers.Dense(1)(inputs))

@@ -243,6 +243,7 @@ def test_a_step_that_does_not_descend_is_the_gradients():
 # ---- of every member -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @each
 def test_each_hyperparameter_changes_the_path(kind):
     names = {p.name for p in inspect.signature(kind).parameters.values() if p.kind is not p.VAR_KEYWORD}

@@ -73,7 +73,7 @@ def test_a_path_is_that_of_a_weight_by_itself(rule):
     ],
     ids=lambda x: ",".join(map(str, x)) or "none",
 )
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore:Gradients do not exist")
 @pytest.mark.parametrize("rule", [kopt.AdamW, pytest.param(kopt.Prodigy, marks=pytest.mark.slow)])
 def test_large_weights_and_classes_are_updated_where_they_lie(rule, options, missing, dtype, monkeypatch):
