@@ -62,7 +62,7 @@ class ConfidencePenalty(Layer):
     text asks for. What a mask hides counts for nothing.
 
     Args:
-        strength: β, in [0, inf); 0.1 for the paper's language models and 1.0 for MNIST, of values it searched.
+        strength: β, in [0, inf). The paper searched it for each task; 0.1 is a beginning.
         threshold: Γ, in [0, inf), in nats, or None.
         activation: how inputs are distributions: `"softmax"`, probabilities of classes along the last axis;
             `"sigmoid"`, each the probability of a class of its own, whose entropies are added.
