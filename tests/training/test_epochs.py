@@ -414,7 +414,9 @@ def test_what_the_user_wants_otherwise_is_left_to_keras(monkeypatch):
     assert given.fit(X, Y, verbose=0).history == {"mine": [3.0]}
 
 
-def test_ctrl_c_leaves_a_model_to_go_on_with():
+def test_ctrl_c_leaves_a_model_to_go_on_with(request):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs do not have
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     model = plain()
     model.fit(X, Y, verbose=0, validation_split=0.2)
     before = model.get_weights()
