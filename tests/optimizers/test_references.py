@@ -23,6 +23,7 @@ OPTIMIZERS = [
     if isinstance(cls, type) and issubclass(cls, optimizers.Optimizer) and cls.cites  # all but the bases
     if not issubclass(cls, Minimizer)  # which need a loss of their own: see the tests of each family
     if not cls.__name__.endswith("KFAC")  # which need a network: test_kfac.py has its steps in NumPy
+    if cls not in (optimizers.Proximal, optimizers.GradientNoise)  # test_proximal.py and test_wrappers.py have theirs
 ]
 
 float64 = pytest.param(

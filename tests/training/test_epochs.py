@@ -415,8 +415,8 @@ def test_what_the_user_wants_otherwise_is_left_to_keras(monkeypatch):
 
 
 def test_ctrl_c_leaves_a_model_to_go_on_with(request):
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs do not have
-    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs do not have
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, handler))
     model = plain()
     model.fit(X, Y, verbose=0, validation_split=0.2)
     before = model.get_weights()
