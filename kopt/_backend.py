@@ -74,6 +74,11 @@ def numbers(logs):
     return pythonify_logs(logs)
 
 
+def is_seed(variable):
+    """Whether a variable is the state of a random number generator."""
+    return variable.path.endswith("seed_generator_state")
+
+
 def mask_of(x):
     """The mask that a tensor carries, or None."""
     return masking.get_keras_mask(x)

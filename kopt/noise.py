@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import tree
 
-from kopt._backend import compiled
+from kopt._backend import compiled, is_seed
 from kopt._checks import check_range
 from kopt.layers.wrapped import calls_changed
 
@@ -90,6 +90,6 @@ def monte_carlo(model, x, samples=50, batch_size=256, seed=None):
 def reseeded(variables, values, rng):
     """Values of variables, with new states drawn for generators of random numbers."""
     return [
-        rng.integers(2**31, size=v.shape).astype(v.dtype) if v.path.endswith("seed_generator_state") else value
+        rng.integers(2**31, size=v.shape).astype(v.dtype) if is_seed(v) else value
         for v, value in zip(variables, values, strict=True)
     ]

@@ -7,7 +7,7 @@ from keras import ops, tree
 
 from kopt._checks import check_range
 from kopt.layers.base import Scheduled
-from kopt.objectives.base import Objective
+from kopt.objectives.base import Drawing, Objective, floats
 
 
 class FGSM(Objective):
@@ -18,7 +18,6 @@ class FGSM(Objective):
     Args:
         epsilon: ε, how far each number of a row moves, in the rows' units: in [0, inf), or a schedule.
         share: of the disturbed rows in the loss, in [0, 1]; the paper's is 0.5.
-        seed: not drawn from.
         **kwargs: those of `keras.layers.Layer`.
 
     Raises:
@@ -31,24 +30,20 @@ class FGSM(Objective):
 
     ranges = {"epsilon": "[0, inf)"}
 
-    def __init__(self, epsilon: Scheduled, share=0.5, seed=None, **kwargs):
-        super().__init__(seed, **kwargs)
+    def __init__(self, epsilon: Scheduled, share=0.5, **kwargs):
+        super().__init__(**kwargs)
         self._set_rates(epsilon=epsilon)
         self.share = check_range(self, "[0, 1]", share=share)
 
     def total(self, look):
-        def at(x):
-            outputs = look.outputs(x)
-            return outputs, look.loss(outputs)
-
-        x = floats(self, look.x)
-        (outputs, loss), slopes = look.with_slopes(at, x)
+        x = floats(self, look.x, "to be moved")
+        (outputs, loss), slopes = look.with_slopes(look.at, x)
         epsilon = self._now().epsilon
         moved = along(x, [ops.stop_gradient(ops.sign(g)) for g in slopes], epsilon)
         return outputs, (1 - self.share) * loss + self.share * look.loss(look.outputs(moved))
 
 
-class VAT(Objective):
+class VAT(Drawing):
     """Virtual adversarial training: the prediction is to stay as it is in the direction in which it changes most.
 
         r = ε d / ‖d‖,  d ← ∇_d KL(f(x) ‖ f(x + ξ d / ‖d‖)) from a random start, `iterations` times
@@ -82,7 +77,7 @@ class VAT(Objective):
         self.iterations = check_range(self, "[1, inf)", kind=Integral, iterations=iterations)
 
     def total(self, look):
-        x, rates = floats(self, look.x), self._now()
+        x, rates = floats(self, look.x, "to be moved"), self._now()
         outputs = look.outputs(x)
         loss = look.loss(outputs)
         held = still(outputs)
@@ -98,7 +93,7 @@ class VAT(Objective):
         return outputs, loss + ops.cast(rates.strength, loss.dtype) * ops.cast(divergence, loss.dtype)
 
 
-class TRADES(Objective):
+class TRADES(Drawing):
     """Adversarial training that trades accuracy against robustness.
 
         L = loss(f(x), y) + strength · max over ‖r‖_∞ ≤ ε of KL(f(x) ‖ f(x + r))
@@ -134,7 +129,7 @@ class TRADES(Objective):
         self.iterations = check_range(self, "[1, inf)", kind=Integral, iterations=iterations)
 
     def total(self, look):
-        x, rates = floats(self, look.x), self._now()
+        x, rates = floats(self, look.x, "to be moved"), self._now()
         outputs = look.outputs(x)
         loss = look.loss(outputs)
         held, epsilon = still(outputs), rates.epsilon
@@ -151,18 +146,6 @@ class TRADES(Objective):
             r = [ops.stop_gradient(ops.clip(a, -edge, edge)) for a, edge in zip(ahead, edges, strict=True)]
         divergence = look.divergence(outputs, look.outputs(along(x, r, 1.0)))
         return outputs, loss + ops.cast(rates.strength, loss.dtype) * ops.cast(divergence, loss.dtype)
-
-
-def floats(owner, x):
-    """Rows, if all of them are floats.
-
-    Raises:
-        ValueError: some are not.
-    """
-    for part in tree.flatten(x):
-        if "float" not in keras.backend.standardize_dtype(part.dtype):
-            raise ValueError(f"{type(owner).__name__}: rows must be floats to be moved, got {part.dtype}.")
-    return x
 
 
 def along(x, directions, size):

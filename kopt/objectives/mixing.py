@@ -6,10 +6,10 @@ from keras import ops, tree
 from kopt._checks import check_choice
 from kopt.layers.base import Scheduled
 from kopt.layers.wrapped import calls_changed
-from kopt.objectives.base import Objective
+from kopt.objectives.base import Drawing, floats
 
 
-class _Mixing(Objective):
+class _Mixing(Drawing):
     """A loss of two targets: λ · loss(z, y) + (1 - λ) · loss(z, y'), with y' those of the rows in another order."""
 
     ranges = {"alpha": "(0, inf)"}
@@ -32,11 +32,6 @@ class _Mixing(Objective):
         one, other = look.loss(outputs), look.loss(outputs, y, w)
         share = ops.cast(share, one.dtype)
         return share * one + (1 - share) * other
-
-    def _floats(self, x):
-        for part in tree.flatten(x):
-            if "float" not in keras.backend.standardize_dtype(part.dtype):
-                raise ValueError(f"{type(self).__name__}: rows must be floats to be mixed, got {part.dtype}.")
 
 
 class MixUp(_Mixing):
@@ -65,7 +60,7 @@ class MixUp(_Mixing):
         super().__init__(alpha, seed, **kwargs)
 
     def total(self, look):
-        self._floats(look.x)
+        floats(self, look.x, "to be mixed")
         share, order = self._share(), self._order(look)
         outputs = look.outputs(tree.map_structure(lambda x: mix(x, share, order), look.x))
         return outputs, self._loss(look, outputs, share, order)
@@ -101,9 +96,10 @@ class CutMix(_Mixing):
         self.data_format = check_choice(self, ("channels_last", "channels_first"), data_format=data_format)
 
     def total(self, look):
-        self._floats(look.x)
+        floats(self, look.x, "to be mixed")
         if tree.is_nested(look.x) or len(look.x.shape) != 4:
-            raise ValueError("CutMix: rows must be images, one tensor of shape (rows, height, width, channels).")
+            shapes = tree.map_structure(lambda x: tuple(x.shape), look.x)
+            raise ValueError(f"CutMix: rows must be images, one tensor of shape (rows, *three axes), got {shapes}.")
         share, order = self._share(), self._order(look)
         sides = look.x.shape[2:] if self.data_format == "channels_first" else look.x.shape[1:3]
         within = self._rectangle(sides, share)
@@ -160,7 +156,7 @@ class ManifoldMixup(_Mixing):
         if missing := [name for name in self.layers if name not in known]:
             raise ValueError(f"ManifoldMixup: {look.model.name} has no layer {missing[0]!r}, but {', '.join(known)}.")
         if self.inputs:
-            self._floats(look.x)
+            floats(self, look.x, "to be mixed")
         places = len(self.layers) + self.inputs
         drawn = ops.floor(places * keras.random.uniform((), seed=self.seed_generator))
         number = {known[name]: i for i, name in enumerate(self.layers)}

@@ -7,8 +7,7 @@ from keras import ops, tree
 
 from kopt._checks import check_range
 from kopt.layers.base import Scheduled
-from kopt.objectives.adversarial import floats
-from kopt.objectives.base import Objective
+from kopt.objectives.base import Drawing, Objective, floats
 from kopt.training.look import wide
 from kopt.training.losses import logits_of
 
@@ -22,7 +21,6 @@ class RDrop(Objective):
 
     Args:
         strength: in [0, inf), or a schedule; the paper has 1 to 5.
-        seed: not drawn from.
         **kwargs: those of `keras.layers.Layer`.
 
     Raises:
@@ -36,8 +34,8 @@ class RDrop(Objective):
 
     ranges = {"strength": "[0, inf)"}
 
-    def __init__(self, strength: Scheduled = 1.0, seed=None, **kwargs):
-        super().__init__(seed, **kwargs)
+    def __init__(self, strength: Scheduled = 1.0, **kwargs):
+        super().__init__(**kwargs)
         self._set_rates(strength=strength)
 
     def total(self, look):
@@ -56,7 +54,6 @@ class Flooding(Objective):
 
     Args:
         level: in [0, inf), or a schedule; the paper tries 0 to 0.1, or 0 to 0.2, for crossentropies.
-        seed: not drawn from.
         **kwargs: those of `keras.layers.Layer`.
 
     Raises:
@@ -70,8 +67,8 @@ class Flooding(Objective):
 
     ranges = {"level": "[0, inf)"}
 
-    def __init__(self, level: Scheduled, seed=None, **kwargs):
-        super().__init__(seed, **kwargs)
+    def __init__(self, level: Scheduled, **kwargs):
+        super().__init__(**kwargs)
         self._set_rates(level=level)
 
     def total(self, look):
@@ -93,7 +90,6 @@ class GradientPenalty(Objective):
 
     Args:
         strength: in [0, inf), or a schedule.
-        seed: not drawn from.
         **kwargs: those of `keras.layers.Layer`.
 
     Raises:
@@ -106,22 +102,18 @@ class GradientPenalty(Objective):
 
     ranges = {"strength": "[0, inf)"}
 
-    def __init__(self, strength: Scheduled, seed=None, **kwargs):
-        super().__init__(seed, **kwargs)
+    def __init__(self, strength: Scheduled, **kwargs):
+        super().__init__(**kwargs)
         self._set_rates(strength=strength)
 
     def total(self, look):
-        def at(x):
-            outputs = look.outputs(x)
-            return outputs, look.loss(outputs)
-
-        (outputs, loss), slopes = look.with_slopes(at, floats(self, look.x))
+        (outputs, loss), slopes = look.with_slopes(look.at, floats(self, look.x, "to be moved"))
         steepness = sum(ops.sum(ops.square(ops.cast(g, loss.dtype))) for g in slopes)
         penalty = steepness * ops.cast(look.batch, loss.dtype)  # mean of squares of gradients, each of 1 / batch
         return outputs, loss + ops.cast(self._now().strength, loss.dtype) * penalty
 
 
-class JacobianPenalty(Objective):
+class JacobianPenalty(Drawing):
     """Wants outputs that change little with the rows: a bound on what noise of the inputs can do.
 
         L = loss + strength / 2 · mean over rows of ‖J‖²,  J = ∂z / ∂x
@@ -152,7 +144,7 @@ class JacobianPenalty(Objective):
         self.projections = check_range(self, "[1, inf)", kind=Integral, projections=projections)
 
     def total(self, look):
-        x, squares, first = floats(self, look.x), 0.0, None
+        x, squares, first = floats(self, look.x, "to be moved"), 0.0, None
         for _ in range(self.projections):
             (outputs, _), slopes = look.with_slopes(lambda x: self._projected(look, x), x)
             first = outputs if first is None else first
@@ -181,7 +173,6 @@ class LabelSmoothing(Objective):
 
     Args:
         smoothing: in [0, 1), or a schedule; 0.1 is customary.
-        seed: not drawn from.
         **kwargs: those of `keras.layers.Layer`.
 
     Raises:
@@ -195,8 +186,8 @@ class LabelSmoothing(Objective):
 
     ranges = {"smoothing": "[0, 1)"}
 
-    def __init__(self, smoothing: Scheduled = 0.1, seed=None, **kwargs):
-        super().__init__(seed, **kwargs)
+    def __init__(self, smoothing: Scheduled = 0.1, **kwargs):
+        super().__init__(**kwargs)
         self._set_rates(smoothing=smoothing)
 
     def total(self, look):
@@ -224,7 +215,6 @@ class OnlineLabelSmoothing(Objective):
         classes: how many there are, in [2, inf). The model has one output, the logits or the softmax of these.
         period: the steps of an epoch, after which S is renewed: in [1, inf).
         weight: of the labels themselves, in [0, 1]; the paper's is 0.5.
-        seed: not drawn from.
         **kwargs: those of `keras.layers.Layer`.
 
     Raises:
@@ -236,8 +226,8 @@ class OnlineLabelSmoothing(Objective):
         Zhang et al., *Delving Deep into Label Smoothing*, 2021. https://arxiv.org/abs/2011.12562
     """
 
-    def __init__(self, classes, period, weight=0.5, seed=None, **kwargs):
-        super().__init__(seed, **kwargs)
+    def __init__(self, classes, period, weight=0.5, **kwargs):
+        super().__init__(**kwargs)
         self.classes = check_range(self, "[2, inf)", kind=Integral, classes=classes)
         self.period = check_range(self, "[1, inf)", kind=Integral, period=period)
         self.weight = check_range(self, "[0, 1]", weight=weight)
@@ -253,7 +243,10 @@ class OnlineLabelSmoothing(Objective):
         loss, dtype = look.loss(outputs), self.soft.dtype
         ((kind, z), *others) = classified(self, look, outputs)
         if kind != "softmax" or others or z.shape[-1] != self.classes or len(z.shape) != 2:
-            raise ValueError(f"OnlineLabelSmoothing: the model must have one softmax of {self.classes} classes.")
+            raise ValueError(
+                f"OnlineLabelSmoothing: the model must have one softmax of {self.classes} classes, got outputs of "
+                f"shapes {[tuple(z.shape) for z in tree.flatten(outputs)]}."
+            )
         y = tree.flatten(look.y)[0]
         indicators = len(y.shape) == 2 and y.shape[1] == self.classes
         numbers = ops.cast(ops.argmax(y, -1) if indicators else ops.reshape(y, (look.rows,)), "int32")

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops, tree
 
-from kopt._backend import give_mask, mask_of, sum_over_replicas
+from kopt._backend import give_mask, is_seed, mask_of, sum_over_replicas
 from kopt.testing import backends
 from kopt.testing.runs import expect_error
 
@@ -80,7 +80,7 @@ class Case:
         self.layer = self.copy()
         trainable, others, inputs = self.state()
         _, after = self.pure()(trainable, others, inputs)
-        seeds = map(_is_seed, self.layer.non_trainable_variables)
+        seeds = map(is_seed, self.layer.non_trainable_variables)
         self.noisy = any(seed and not _same([a], [b]) for seed, a, b in zip(seeds, others, after, strict=True))
 
     def copy(self, **changes):
@@ -89,7 +89,7 @@ class Case:
         layer.build(self.packed([x.shape for x in self.inputs]))
         if hasattr(self, "layer"):
             for variable, value in zip(layer.variables, self.layer.variables, strict=True):
-                if not _is_seed(variable):
+                if not is_seed(variable):
                     variable.assign(ops.cast(value.value, variable.dtype))
         return layer
 
@@ -310,7 +310,7 @@ def check_layer_replicas(case):
     first, second = backends.on_replicas(strategy, lambda part: look(two, part), parts)
     outputs = [np.concatenate([_array(a), _array(b)]) for a, b in zip(first[:number], second[:number], strict=True)]
     _agree(whole, [*outputs, *first[number:]], 1e-6, "two replicas differ from one device")
-    kept, kept_by_two = ([v for v in layer.variables if not _is_seed(v)] for layer in (one, two))
+    kept, kept_by_two = ([v for v in layer.variables if not is_seed(v)] for layer in (one, two))
     _agree(kept, kept_by_two, 1e-6, "two replicas keep another state than one device")
 
 
@@ -325,10 +325,6 @@ def _with_dtype(config, dtype):
 def _model(case, layer):
     inputs = [keras.Input(x.shape[1:], dtype=str(x.dtype)) for x in case.inputs]
     return keras.Model(case.packed(inputs), tree.flatten(layer(case.packed(inputs)))[0])
-
-
-def _is_seed(variable):
-    return variable.path.endswith("seed_generator_state")
 
 
 def _array(x):

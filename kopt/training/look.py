@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 from keras import tree
 
-from kopt._backend import replicas, sum_over_replicas
+from kopt._backend import is_seed, replicas, sum_over_replicas
 from kopt.training.losses import logits_of
 from kopt.training.sampling import distribution_of, losses_of
 
@@ -21,6 +21,7 @@ class Look:
         x: rows: a tensor, or several in lists and dicts.
         y: targets.
         sample_weight: a weight for each row, or None.
+        owner: who asks, for errors.
 
     Attributes:
         x: as given.
@@ -30,8 +31,8 @@ class Look:
         batch: the number of rows that the batch's loss is divided by, on all replicas together: a float tensor.
     """
 
-    def __init__(self, model, x, y, sample_weight):
-        self.model, self.x, self.y, self.sample_weight = model, x, y, sample_weight
+    def __init__(self, model, x, y, sample_weight, owner="Objective"):
+        self.owner, self.model, self.x, self.y, self.sample_weight = owner, model, x, y, sample_weight
         self.rows = tf.shape(tree.flatten(x)[0])[0]
         self.batch = tf.cast(self.rows * replicas(), keras.config.floatx())
         self._seen = False
@@ -50,7 +51,7 @@ class Look:
         with keras.StatelessScope(mapping, collect_losses=True) as scope:
             outputs = self._call(x)
         for variable, _ in mapping:
-            if variable.path.endswith("seed_generator_state"):
+            if is_seed(variable):
                 variable.assign(scope.get_current_value(variable))
         return outputs
 
@@ -62,6 +63,11 @@ class Look:
         if y is None:
             y, sample_weight = self.y, self.sample_weight
         return self.model._compute_loss(self.x, y, outputs, sample_weight, training=True)
+
+    def at(self, x):
+        """Returns the outputs for rows, and their loss."""
+        outputs = self.outputs(x)
+        return outputs, self.loss(outputs)
 
     def with_slopes(self, function, x) -> Any:
         """Returns what a function returns for rows, and the gradient of the last of it by each float tensor of them."""
@@ -96,8 +102,9 @@ class Look:
             ValueError: a loss is no crossentropy of logits, or of what a softmax or sigmoid makes, nor a mean square.
         """
         losses = losses_of(self.model.loss, outputs, getattr(self.model, "output_names", None))
-        flat = tree.flatten(outputs)
-        return [None if loss is None else distribution_of(loss, z) for loss, z in zip(losses, flat, strict=True)]
+        pairs = zip(losses, tree.flatten(outputs), strict=True)
+        purpose = f"{self.owner}: to compare predictions"
+        return [None if loss is None else distribution_of(loss, z, purpose, hint="") for loss, z in pairs]
 
     def divergence(self, outputs, others):
         """Returns the mean over rows of KL(p ‖ q): of what outputs predict from what others do.

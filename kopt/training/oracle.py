@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 from keras import tree
 
-from kopt._backend import dense, replicas, sum_over_replicas
+from kopt._backend import dense, is_seed, replicas, sum_over_replicas
 from kopt.optimizers import Optimizer
 from kopt.training import taps
 from kopt.training.look import Look
@@ -122,16 +122,11 @@ def computing(model, data):
         if objective is not None:
             if through is not as_they_are:
                 refuse(objective)
-            return objective.total(Look(model, x, y, sample_weight))
+            return objective.total(Look(model, x, y, sample_weight, type(objective).__name__))
         outputs = model(x, training=True) if model._call_has_training_arg else model(x)
         return outputs, model._compute_loss(x, y, through(outputs), sample_weight, training=True)
 
     return compute
-
-
-def is_seed(variable):
-    """Whether a variable is the state of a random number generator."""
-    return variable.path.endswith("seed_generator_state")
 
 
 class Oracle:

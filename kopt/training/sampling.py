@@ -22,6 +22,8 @@ DISTRIBUTIONS = {
 }
 """How labels are distributed of which a loss is the negative logarithm of the likelihood."""
 
+DRAWS_NONE = " Try a method that draws none, such as kopt.SophiaH or kopt.KFAC(fisher='empirical')."
+
 
 def sample(batch, weights, seed, t):
     """Returns the model's outputs, and a random tensor `s` for each, with E[s sᵀ] = H: the Hessian of the loss by it.
@@ -94,8 +96,8 @@ def losses_of(losses, outputs, names):
     return list(losses) if isinstance(losses, (list, tuple)) else [losses] * len(flat)
 
 
-def distribution_of(loss, output):
-    """How the labels are distributed that a loss expects of an output."""
+def distribution_of(loss, output, purpose="To draw labels from a model", hint=DRAWS_NONE):
+    """How the labels are distributed that a loss expects of an output; `purpose` and `hint` are for the error."""
     found = keras.losses.get(loss)
     options = found.get_config() if isinstance(found, keras.losses.Loss) else getattr(found, "keywords", {})
     function = getattr(found, "func", found)
@@ -103,9 +105,8 @@ def distribution_of(loss, output):
     knows_logits = kind == "normal" or options.get("from_logits", False) or logits_of(output) is not output
     if kind is None or not knows_logits or options.get("axis", -1) != -1:
         raise ValueError(
-            "To draw labels from a model, the loss must be a crossentropy of logits, or of the outputs of a softmax or "
-            f"sigmoid, or the mean squared error, got {getattr(function, '__name__', function)!r}. Try a method that "
-            "draws none, such as kopt.SophiaH or kopt.KFAC(fisher='empirical')."
+            f"{purpose}, the loss must be a crossentropy of logits, or of the outputs of a softmax or sigmoid, or the "
+            f"mean squared error, got {getattr(function, '__name__', function)!r}.{hint}"
         )
     return kind
 
