@@ -10,12 +10,14 @@ import keras
 from keras.src.backend.common import global_state, masking
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.backend.common.variables import AutocastScope
+from keras.src.losses import loss as loss_module  # noqa: F401  of which replicas replace functions
 from keras.src.trainers.data_adapters import array_data_adapter, array_slicing
 from keras.src.trainers.epoch_iterator import EpochIterator
 from keras.src.utils.python_utils import pythonify_logs
 
 PRIVATE = {
     keras.callbacks.Callback: ("_model",),
+    keras.Variable: ("_value",),  # once made
     keras.Model: (
         "_assert_compile_called",
         "_call_has_training_arg",
@@ -26,6 +28,7 @@ PRIVATE = {
         "_initial_epoch",
         "_loss_tracker",  # once compiled
         "_should_eval",
+        "_symbolic_build",
     ),
     keras.optimizers.Optimizer: (
         "_accumulated_gradients",  # where gradients accumulate
@@ -33,6 +36,7 @@ PRIVATE = {
         "_backend_apply_gradients",
         "_check_super_called",
         "_clip_gradients",
+        "_distribution_strategy",  # on TensorFlow
         "_get_current_learning_rate",
         "_get_variable_index",
         "_iterations",

@@ -21,7 +21,7 @@ PUBLIC = {alias.asname for node in STUB.body if isinstance(node, ast.ImportFrom)
 
 # Imports point down: from a later line to an earlier one, never sideways.
 LEVELS = [
-    {"_checks", "_backend", "_forks", "_locks"},
+    {"_checks", "_backend", "_forks", "_locks", "_replaced"},
     {"math", "schedules"},
     {"penalties", "constraints"},
     {"optimizers", "layers", "learning_rate_finder", "callbacks"},
@@ -136,7 +136,7 @@ def test_private_names_of_keras_exist():
             instance = cls(0.1, use_ema=True, gradient_accumulation_steps=2)
             instance.build([keras.Variable(1.0)])
         else:
-            instance = cls()
+            instance = cls(1.0) if cls is keras.Variable else cls()
         assert not [name for name in names if not hasattr(instance, name)]
 
 

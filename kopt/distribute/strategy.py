@@ -4,8 +4,10 @@ import contextlib
 import copyreg
 
 import tensorflow as tf
+from keras import tree
 
-from kopt.optimizers import Optimizer
+from kopt.distribute.checks import check_keras_distribution
+from kopt.distribute.shares import number_of, sharing
 
 CHOICES = "None, 'auto', 'mirrored' or a MirroredStrategy or OneDeviceStrategy of tf.distribute"
 
@@ -43,6 +45,7 @@ def resolve(strategy, owner="kopt", device=None):
     Raises:
         ValueError: the strategy is none of these, there is no such device, or a strategy's scope is already entered.
     """
+    check_keras_distribution(owner)
     if tf.distribute.has_strategy():
         raise ValueError(f"{owner}: fit must run outside of any strategy's scope. Try {owner}(strategy='mirrored').")
     if device is not None:
@@ -72,18 +75,6 @@ def replicas(strategy):
     return 1 if strategy is None else strategy.num_replicas_in_sync
 
 
-def check_optimizer(strategy, optimizer, owner):
-    """Refuses what Keras's optimizers do to each replica's gradients before these are summed."""
-    if replicas(strategy) == 1 or isinstance(optimizer, Optimizer):
-        return
-    for option in ("clipnorm", "clipvalue", "global_clipnorm", "gradient_accumulation_steps"):
-        if getattr(optimizer, option) is not None:
-            raise ValueError(
-                f"{owner}: {option} over several replicas must see the summed gradient, and Keras's "
-                f"{type(optimizer).__name__} shows it a part. Use an optimizer of kopt."
-            )
-
-
 def scope(strategy):
     """The context to make variables and to run programs in. A strategy of one device is a plain device."""
     if strategy is None:
@@ -93,23 +84,44 @@ def scope(strategy):
     return strategy.scope()
 
 
-def run_shared(strategy, step, rows):
-    """Runs `step` on every replica, each on its share of the rows, and returns the sum of the results.
+def run_shared(strategy, step, batch):
+    """Runs `step` on every replica, each on its share of a batch, and returns what they return, a value per replica.
 
-    Shares differ by one row at most, and are empty where there are fewer rows than replicas.
+    Shares differ by one row at most, and are empty where there are fewer rows than replicas. Keras's losses of them add
+    up to that of the batch: see `kopt.distribute.shares`.
 
     Args:
-        strategy: of several replicas.
-        step: a function of tensors, called on each replica with its share.
-        rows: tensors whose first axes are equally long.
+        strategy: of any number of replicas.
+        step: a function of a batch, called on each replica with its share.
+        batch: tensors with equally long first axes, or None, in tuples, lists and dicts.
     """
 
     def on_replica():
         context = tf.distribute.get_replica_context()
         number, count = context.replica_id_in_sync_group, context.num_replicas_in_sync
         with tf.device("CPU"):  # so that only the share travels to the replica
-            length = tf.shape(rows[0])[0]
-            share = [x[length * number // count : length * (number + 1) // count] for x in rows]
-        return step(*share)
+            share = batch if count == 1 else _share(batch, number, count)
+        with sharing(share):
+            return step(share)
 
-    return strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(on_replica), axis=None)
+    return strategy.run(on_replica)
+
+
+def _share(batch, number, count):
+    """A replica's rows of a batch."""
+    rows = number_of(next(x for x in tree.flatten(batch) if x is not None))
+    begin, end = rows * number // count, rows * (number + 1) // count
+    return tree.map_structure(lambda x: None if x is None else _between(x, begin, end), batch)
+
+
+def _between(x, begin, end):
+    if not isinstance(x, tf.SparseTensor):
+        return x[begin:end]
+    start = tf.concat([[begin], tf.zeros_like(x.dense_shape[1:])], 0)
+    return tf.sparse.slice(x, start, tf.concat([[end - begin], x.dense_shape[1:]], 0))
+
+
+def joined(strategy, outputs):
+    """The outputs of a batch: those of the replicas' shares in their order."""
+    parts = [strategy.experimental_local_results(x) for x in tree.flatten(outputs)]
+    return tree.pack_sequence_as(outputs, [tf.concat(part, 0) for part in parts])

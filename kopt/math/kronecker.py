@@ -32,8 +32,8 @@ def gram_of_rows(x):
 
 
 def mean_gram_of_rows(x):
-    """xᵀx / n, over n rows"""
-    return gram_of_rows(x) / ops.cast(ops.shape(x)[0], x.dtype)
+    """xᵀx / n, over n rows; zeros where there are none"""
+    return gram_of_rows(x) / ops.cast(ops.maximum(ops.shape(x)[0], 1), x.dtype)
 
 
 def factors_of(x):

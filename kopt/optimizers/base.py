@@ -81,7 +81,7 @@ class Optimizer(Step):
 
     def __init__(self, learning_rate: Scheduled = 1e-3, **common: Unpack[Common]):
         kept = SimpleNamespace(packs=[])
-        self.__dict__.update(_given={}, _inputs=None, _seen=None, _wide=keras.config.floatx(), _kept=kept)
+        self.__dict__.update(_given={}, _inputs=None, _wide=keras.config.floatx(), _kept=kept)
         if unknown := common.keys() - Common.__annotations__.keys():
             raise TypeError(self._no_such("argument", min(unknown)))
         learning_rate = self._given["learning_rate"] = self._checked("learning_rate", learning_rate)

@@ -100,6 +100,8 @@ class KroneckerFactored(Optimizer):
         The gradient g and its taps, or None, are those of the given labels.
         """
         t, measured = self._taken(), ("inputs", "outputs", "squares", "updates")
+        part = ops.cast(oracle.part * oracle.replicas, self._wide)
+        terms = None if taps is None else ops.cast(oracle.terms, self._wide)
 
         def now(every):
             return ops.logical_or(t < self.burn_in, t % every == 0)
@@ -107,10 +109,9 @@ class KroneckerFactored(Optimizer):
         def measure():
             if taps is None:
                 drawn, seen = oracle.sampled_taps(self.seed, t)
-                found = self.statistics(drawn, seen, oracle.replicas, oracle.replicas)
+                found = self.statistics(drawn, seen, oracle.replicas, oracle.replicas, part)
             else:
-                terms = ops.cast(oracle.replicas * oracle.terms, self._wide)
-                found = self.statistics(g, taps, terms, oracle.replicas * terms)
+                found = self.statistics(g, taps, terms, oracle.replicas * terms, part)
             k = memory["updates"] + 1
             beta = ops.minimum(h.beta_2, 1 - 1 / k)
             new = {n: [ema(x, y, beta) for x, y in zip(memory[n], found[n], strict=True)] for n in found}
@@ -128,10 +129,11 @@ class KroneckerFactored(Optimizer):
         kept = {f"inverse_{side}": memory[f"inverse_{side}"] for side in SIDES}
         return new | ops.cond(now(self.inverse_every), invert, lambda: kept)
 
-    def statistics(self, grads, taps, scale, tap_scale):
+    def statistics(self, grads, taps, scale, tap_scale, part):
         """A and G of each block and D of the other weights: their means over the replicas are those of the batch.
 
-        Squares of gradients are multiplied by `scale`, those of the taps' slopes by `tap_scale`.
+        Squares of gradients are multiplied by `scale`, those of the taps' slopes by `tap_scale`, and means over the
+        replica's rows by `part`: how many it has, compared to all replicas' mean.
         """
         grads, factors = [g if g is None else ops.cast(g, self._wide) for g in grads], []
         for block in self._blocks:
@@ -140,7 +142,8 @@ class KroneckerFactored(Optimizer):
             whole = block.join(grads)
             if rows:
                 x, s = (ops.concatenate(side) for side in zip(*rows, strict=True))
-                a, g = mean_gram_of_rows(x if block.bias is None else with_one(x)), tap_scale * gram_of_rows(s)
+                a = part * mean_gram_of_rows(x if block.bias is None else with_one(x))
+                g = tap_scale * gram_of_rows(s)
             elif whole is None:  # no part in the loss
                 a, g = (ops.zeros((n, n), self._wide) for n in (block.inputs, block.outputs))
             else:

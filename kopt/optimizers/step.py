@@ -1,5 +1,6 @@
 """A step: pure from gradients and the present state to the next, then assigned."""
 
+import threading
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -27,10 +28,12 @@ class Seen(NamedTuple):
     parts: Any = {}
 
 
+_seen_here = threading.local()
+"""What the look of each thread has seen, until its step: replicas have a thread each, and share the optimizer."""
+
+
 class Step(State):
     """The part of an optimizer that steps, and that swaps weights with their averages."""
-
-    _seen: Seen | None
 
     def step(self, oracle, variables, apply=None):
         """Takes a step on the batch that an oracle knows.
@@ -55,7 +58,7 @@ class Step(State):
         lists = {name: zip(members, x, strict=True) for name, x in seen.items() if isinstance(x, list)}
         parts = {name: {i: part for i, part in pairs if part is not None} for name, pairs in lists.items()}
         scalars = {name: x for name, x in seen.items() if name not in parts}
-        self.__dict__["_seen"] = Seen(oracle, members, scalars, parts)
+        _seen_here.of = {id(self): Seen(oracle, members, scalars, parts)}
         return grads
 
     def _taken(self):
@@ -78,9 +81,10 @@ class Step(State):
 
     def _backend_apply_gradients(self, grads, trainable_variables):
         """Sums gradients over replicas, and assigns what the pure step makes of them."""
-        if self._seen is None and (looking := [node for _, node in self._nodes() if node.looks]):
+        looked = id(self) in getattr(_seen_here, "of", ())
+        if not looked and (looking := [node for _, node in self._nodes() if node.looks]):
             grads = self._looked(Traced(grads, trainable_variables, type(looking[0]).__name__), trainable_variables)
-        seen, self.__dict__["_seen"] = self._seen or Seen(), None
+        seen = vars(_seen_here).pop("of", {}).get(id(self), Seen())
         if under_strategy():
             pairs = super()._all_reduce_sum_gradients(zip(grads, trainable_variables, strict=True))
             grads = [gradient for gradient, _ in pairs]

@@ -1,6 +1,7 @@
 """Many steps of a model as one program: a loop over batches of rows that lie on the device."""
 
 import functools
+import math
 import threading
 import warnings
 
@@ -8,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
+from kopt.distribute.strategy import joined, run_shared
 from kopt.training import xla
 
 COUNT, ORDER = tf.TensorSpec([], tf.int32), tf.TensorSpec([None], tf.int32)
@@ -15,7 +17,7 @@ CANNOT_COMPILE = tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, t
 """What XLA raises before it has run anything."""
 
 
-def over_batches(take, order, first, last, rows, size, state=(), length=None):
+def over_batches(take, order, first, last, rows, size, state=(), length=None, loops=True):
     """Takes batches `first` up to `last` of rows in some order, and returns the state after them: each epoch's loop.
 
     Args:
@@ -27,6 +29,7 @@ def over_batches(take, order, first, last, rows, size, state=(), length=None):
         size: rows in a batch.
         state: to begin with.
         length: rows in each of these batches, if they are not to be counted: XLA's shapes cannot depend on `rows`.
+        loops: whether there may be several of them; else the first one is taken.
     """
 
     def body(number, state):
@@ -34,6 +37,8 @@ def over_batches(take, order, first, last, rows, size, state=(), length=None):
         batch = tf.slice(order, [start], [tf.minimum(size, rows - start) if length is None else length])
         return number + 1, take(batch, state)
 
+    if not loops:
+        return body(first, tuple(state))[1]
     return tf.while_loop(lambda number, _: number < last, body, (first, tuple(state)), parallel_iterations=1)[1]
 
 
@@ -41,9 +46,10 @@ class Step:
     """A model's step as a function of tensors, traced once for batches of any number of rows.
 
     Args:
-        step: the method that takes a batch: `train_step`, `test_step` or `predict_step`.
+        step: what takes a batch: `train_step`, `test_step` or `predict_step`, of one device or `over_replicas`.
         structure: of the batch, with None where it has none and anything else in the place of tensors.
         specs: of the tensors, in order.
+        loops: whether it can be taken in a loop of a graph.
 
     Attributes:
         traced: TensorFlow's function.
@@ -52,8 +58,8 @@ class Step:
         outputs: what it returns.
     """
 
-    def __init__(self, step, structure, specs):
-        self._step, self._structure, self.specs = step, structure, specs
+    def __init__(self, step, structure, specs, loops=True):
+        self._step, self._structure, self.specs, self.loops = step, structure, specs, loops
         self._kind = type(tf.Variable(tf.zeros(())))  # tf.Variable itself would ask the trace to make one
         self.traced = tf.function(self.plain).get_concrete_function(*specs)
         self.operations = xla.operations_of(self.traced.graph)
@@ -74,8 +80,27 @@ class Step:
             return self._kind(**how)
 
 
+def over_replicas(strategy, model, task):
+    """A model's step for a task, on a batch of which each replica of a strategy takes its share."""
+    step = getattr(model, f"{task}_step")
+
+    def whole(data):
+        found = run_shared(strategy, step, data)
+        if task == "predict":
+            return joined(strategy, found)
+        return tree.map_structure(lambda x: tf.reduce_mean(tf.stack(strategy.experimental_local_results(x)), 0), found)
+
+    return whole
+
+
 class Pace:
-    """How many steps a program takes in some time, by its last call."""
+    """How many steps a program takes in some time, by its last call.
+
+    Attributes:
+        most: how many it can take in a call.
+    """
+
+    most = math.inf
 
     def __init__(self):
         self._calls, self._each = 0, None
@@ -89,6 +114,16 @@ class Pace:
         self._calls += 1
         if self._calls > 1:
             self._each = seconds / steps
+
+
+class One(Pace):
+    """A step in each call."""
+
+    most = 1
+
+    def steps(self, seconds):
+        """One."""
+        return 1
 
 
 class Predictions:
@@ -149,7 +184,7 @@ class Program:
     """
 
     def __init__(self, model, step):
-        self.model, self.step, self.pace = model, step, Pace()
+        self.model, self.step, self.pace = model, step, Pace() if step.loops else One()
         # A step that returns other logs than the metrics' results speaks for itself, as in Keras's loop.
         self._speaks = not isinstance(step.outputs, dict) or step.outputs.keys() != model.get_metrics_result().keys()
         self._programs = {}
@@ -230,7 +265,8 @@ class Epochs(Program):
         def take(indices, said):
             return self._said(step(*(tf.gather(tensor, indices) for tensor in tensors)))
 
-        return self._logs(over_batches(take, order, first, last, rows, size, self._silence(), length))
+        how = dict(length=length, loops=self.step.loops)
+        return self._logs(over_batches(take, order, first, last, rows, size, self._silence(), **how))
 
 
 class Streamed(Program):
@@ -247,10 +283,17 @@ class Streamed(Program):
         """
         with self._lock:
             if not self._programs:
-                step = self.step.compiled if self.model.jit_compile else self.step.traced
+                step = self.step.compiled if jit is not False and self.model.jit_compile else self.step.traced
                 self._programs[True] = tf.function(functools.partial(self._program, step))
+        if not self.step.loops:
+            batch = batches.get_next_as_optional()
+            return (1, self._one(batch)) if batch.has_value() else (0, self._logs(self._silence()))
         taken, logs = self._programs[True](batches, tf.constant(min(steps, COUNT.dtype.max)))
         return int(taken), logs
+
+    def _one(self, batch):
+        """Takes a step on a batch, and returns the logs after it."""
+        return self._logs(self._said(self.step.traced(*_parts(batch))))
 
     @tf.autograph.experimental.do_not_convert
     def _program(self, step, batches, steps):
@@ -258,11 +301,15 @@ class Streamed(Program):
             batch = batches.get_next_as_optional()
 
             def take():
-                parts = [x for x in tree.flatten(batch.get_value()) if not isinstance(x, tf.experimental.Optional)]
-                return taken + 1, True, self._said(step(*parts))
+                return taken + 1, True, self._said(step(*_parts(batch)))
 
             return tf.cond(batch.has_value(), take, lambda: (taken, False, said))
 
         start = tf.constant(0), tf.constant(True), self._silence()
         taken, _, said = tf.while_loop(lambda n, more, _: more & (n < steps), body, start, parallel_iterations=1)
         return taken, self._logs(said)
+
+
+def _parts(batch):
+    """The tensors of an iterator's batch."""
+    return [x for x in tree.flatten(batch.get_value()) if not isinstance(x, tf.experimental.Optional)]

@@ -6,7 +6,8 @@ import keras
 import tensorflow as tf
 from keras import tree
 
-from kopt._backend import is_seed, replicas, sum_over_replicas
+from kopt._backend import is_seed, sum_over_replicas
+from kopt.distribute.shares import current
 from kopt.training.losses import logits_of
 from kopt.training.sampling import distribution_of, losses_of
 
@@ -34,7 +35,8 @@ class Look:
     def __init__(self, model, x, y, sample_weight, owner="Objective"):
         self.owner, self.model, self.x, self.y, self.sample_weight = owner, model, x, y, sample_weight
         self.rows = tf.shape(tree.flatten(x)[0])[0]
-        self.batch = tf.cast(self.rows * replicas(), keras.config.floatx())
+        share = current()
+        self.batch = tf.cast(self.rows if share is None else share.batch, keras.config.floatx())
         self._seen = False
 
     def outputs(self, x=None):

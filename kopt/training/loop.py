@@ -13,8 +13,10 @@ from keras import tree
 
 from kopt._backend import batches_of, numbers
 from kopt._checks import check_range
+from kopt.distribute import strategy as distributed
+from kopt.distribute.checks import loops, strategy_of
 from kopt.training.cache import Cache
-from kopt.training.epochs import Epochs, Predictions, Step, Streamed
+from kopt.training.epochs import Epochs, Predictions, Step, Streamed, over_replicas
 from kopt.training.memory import advised
 from kopt.training.progress import Progress
 from kopt.training.rows import Rows, are_rows, split_rows
@@ -47,7 +49,12 @@ class Engine:
         """The program for a task on data of these types, from the cache or made anew."""
 
         def make():
-            step = Step(getattr(model, f"{task}_step"), data.structure, data.specs)
+            strategy = model.distribute_strategy
+            mirrored = isinstance(strategy, tf.distribute.MirroredStrategy)
+            if mirrored:  # while no replica computes, since they cannot make variables
+                model._symbolic_build(data_batch=_packed(data.structure, data.specs))
+            step = over_replicas(strategy, model, task) if mirrored else getattr(model, f"{task}_step")
+            step = Step(step, data.structure, data.specs, loops(strategy))
             if task == "predict":
                 return Predictions(step)
             return (Epochs if isinstance(data, Rows) else Streamed)(model, step)
@@ -55,17 +62,39 @@ class Engine:
         return self._programs.find((task, *data.key), make)
 
 
+def _packed(structure, parts):
+    """A batch with these in the place of its tensors."""
+    rest = iter(parts)
+    return tree.map_structure(lambda part: None if part is None else next(rest), structure)
+
+
 def in_one_program(model, task):
     """Whether a model's steps can be put into programs: else Keras's own loop has them, which the user asked for.
 
-    That is: eager execution, a strategy, or a `make_train_function` (..., a `train_function`) of the user's.
+    That is: eager execution, or a `make_train_function` (..., a `train_function`) of the user's.
     """
     own = getattr(type(model), f"make_{task}_function") is not getattr(keras.Model, f"make_{task}_function")
     function = getattr(model, f"{task}_function")
     given = getattr(function, "python_function", function)  # Keras puts its own there too
     own = own or (given is not None and not given.__module__.startswith("keras."))
-    alone = model.distribute_strategy is tf.distribute.get_strategy() and not tf.distribute.has_strategy()
-    return alone and not own and not model.run_eagerly
+    return not own and not model.run_eagerly
+
+
+@contextlib.contextmanager
+def placed(model):
+    """The context in which a model's programs are made and run: its strategy's scope, if it was made in one.
+
+    Raises:
+        ValueError: see `kopt.distribute.checks.strategy_of`.
+    """
+    strategy = strategy_of(model, "kopt.Model")
+    if distributed.replicas(strategy) > 1 and model._engine.jit is True:
+        raise ValueError(
+            "kopt.Model: jit_compile must be 'auto' or False over several replicas, of which XLA compiles no step that "
+            "adds them up, got True."
+        )
+    with contextlib.nullcontext() if strategy is None else strategy.scope():
+        yield
 
 
 def fit(
@@ -214,13 +243,14 @@ def _calls(task, model, data, callbacks, progress, planned, logs_of):
     each = any(asks_for_batches(callback, task) for callback in callbacks.callbacks)
     seconds = LIVE if any(_is_live(callback) for callback in callbacks.callbacks) else QUIET
     program = model._engine.program(model, task, data)
-    run = functools.partial(program, jit=model._engine.jit, planned=planned)
+    jit = model._engine.jit if distributed.replicas(model.distribute_strategy) == 1 else False
+    run = functools.partial(program, jit=jit, planned=planned)
     with contextlib.closing(data.walk(progress)) as walk:
         taken = 0
         while walk.goes_on() and not (taken and getattr(model, stop)):
             begin(progress.step)
             start = time.perf_counter()
-            steps = model.steps_per_execution if each else program.pace.steps(seconds)
+            steps = min(model.steps_per_execution, program.pace.most) if each else program.pace.steps(seconds)
             taken, found = walk.take(run, min([steps, *(_steps_to_go(callbacks) if task == "train" else ())]))
             if taken:
                 logs = logs_of(found)

@@ -6,7 +6,9 @@ import keras
 import tensorflow as tf
 from keras import tree
 
-from kopt._backend import replicas
+from kopt._backend import outside_the_trace, sum_over_replicas
+from kopt.distribute.alone import applying
+from kopt.distribute.shares import sharing
 from kopt.optimizers import Optimizer
 from kopt.optimizers.minimizer import Minimizer
 from kopt.training import loop
@@ -144,9 +146,8 @@ class Model(keras.Model):
         for minimizer in minimizers(getattr(self, "optimizer", None)):
             how["batch_size"] = whole_batch(minimizer, x, how["batch_size"])
             minimizer.forget()
-        if not loop.in_one_program(self, "train"):
-            return super().fit(**how)
-        return loop.fit(self, **how)
+        with loop.placed(self):
+            return loop.fit(self, **how) if loop.in_one_program(self, "train") else super().fit(**how)
 
     def evaluate(
         self,
@@ -163,17 +164,19 @@ class Model(keras.Model):
         """Returns the loss and the metrics, as `keras.Model.evaluate` does: all arguments are the same."""
         how = {name: value for name, value in locals().items() if name not in ("self", "__class__", "kwargs")}
         cached = kwargs.get("_use_cached_eval_dataset", False)
-        if self._engine.validation is None if cached else not loop.in_one_program(self, "test"):
-            return super().evaluate(**how, **kwargs)
-        if kwargs.keys() - {"_use_cached_eval_dataset"}:
-            raise ValueError(f"Model.evaluate: arguments must be those of keras.Model.evaluate, got {kwargs}.")
-        return loop.evaluate(self, **how, cached=cached)
+        with loop.placed(self):
+            if self._engine.validation is None if cached else not loop.in_one_program(self, "test"):
+                return super().evaluate(**how, **kwargs)
+            if kwargs.keys() - {"_use_cached_eval_dataset"}:
+                raise ValueError(f"Model.evaluate: arguments must be those of keras.Model.evaluate, got {kwargs}.")
+            return loop.evaluate(self, **how, cached=cached)
 
     def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
         """Returns the outputs for rows, as `keras.Model.predict` does: all arguments are the same."""
         how = dict(x=x, batch_size=batch_size, verbose=verbose, steps=steps, callbacks=callbacks)
-        found = loop.predict(self, **how) if loop.in_one_program(self, "predict") else NotImplemented
-        return super().predict(**how) if found is NotImplemented else found
+        with loop.placed(self):
+            found = loop.predict(self, **how) if loop.in_one_program(self, "predict") else NotImplemented
+            return super().predict(**how) if found is NotImplemented else found
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Computes what `keras.Model.compute_loss` does, plus the means of the squares of `compute_residuals`."""
@@ -184,6 +187,17 @@ class Model(keras.Model):
             return loss
         return loss + super().compute_loss(x, y, y_pred, sample_weight, training)
 
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Keras's, for its own loop under a strategy, with a replica's rows: Keras's fails where replicas' differ."""
+        if self._distribute_strategy is None:
+            return
+        results = self._distribute_strategy.experimental_local_results
+        for _, _, batches in iterator or ():
+            data_batch = tree.map_structure(lambda x: results(x)[0], next(batches))
+            break
+        with self._distribute_strategy.scope():
+            self._symbolic_build(data_batch=data_batch)
+
     def train_step(self, data):
         """Takes a step on a batch, and returns the metrics by name."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
@@ -193,13 +207,22 @@ class Model(keras.Model):
         if compiled is not None and not compiled.built and len(tree.flatten(self.loss)) > 1:
             compiled.build(y, self(x))  # makes a metric for each loss, which no look can
         outer = self.optimizer
+        if not outer.built:  # which scales losses by what it keeps only then
+            with outside_the_trace():
+                outer.build(self.trainable_variables)
         wrapped = isinstance(outer, keras.optimizers.LossScaleOptimizer)
         scaled = wrapped or outer.loss_scale_factor is not None
         scale = outer.scale_loss(1.0) if scaled else None
-        batch = Batch(self, computing(self, data), scale, self.fresh_noise, self.loss)
-        step(outer.inner_optimizer if wrapped else outer, batch, outer.apply)
-        track_loss(self, outer, batch.loss * replicas(), x)
+        with sharing(x):
+            batch = Batch(self, computing(self, data), scale, self.fresh_noise, self.loss)
+            step(outer.inner_optimizer if wrapped else outer, batch, applying(outer, self.variables))
+            track_loss(self, outer, sum_over_replicas([batch.loss])[0], x)
         return self.compute_metrics(x, y, batch.outputs, sample_weight=sample_weight)
+
+    def test_step(self, data):
+        """Returns the metrics by name, with a batch's, as `keras.Model.test_step` does."""
+        with sharing(data):
+            return super().test_step(data)
 
 
 def track_loss(model, optimizer, loss, x):

@@ -310,7 +310,6 @@ class Network:
         model, strategy = self.blueprint.model(), self.blueprint.placed
         with distributed.scope(strategy):
             optimizer = kind.from_config(dict(config))
-            distributed.check_optimizer(strategy, optimizer, self.blueprint.owner)
             if self.blueprint.policy == "mixed_float16" and optimizer.loss_scale_factor is None:
                 optimizer = keras.optimizers.LossScaleOptimizer(optimizer)  # as `compile` does
             optimizer.build(model.trainable_variables)

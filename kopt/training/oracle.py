@@ -8,6 +8,7 @@ import tensorflow as tf
 from keras import tree
 
 from kopt._backend import dense, is_seed, replicas, sum_over_replicas
+from kopt.distribute.shares import current, keep_of_all
 from kopt.optimizers import Optimizer
 from kopt.training import taps
 from kopt.training.look import Look
@@ -15,6 +16,9 @@ from kopt.training.losses import in_place_of, logits_of
 from kopt.training.moments import twice_differentiable
 from kopt.training.residuals import Residuals
 from kopt.training.sampling import sample
+
+SEEDS_APART = 7919
+"""How far the seeds of two replicas are apart."""
 
 
 def as_they_are(outputs):
@@ -50,8 +54,9 @@ class Batch:
         self.loss: Any = None
         self.outputs: Any = None
         self.added = False
+        self._share = current()
         others = (*model.non_trainable_variables, *model.metrics_variables)
-        self._others = [(variable, dense(variable)) for variable in others]
+        self._others = [(variable, self._own(variable, dense(variable))) for variable in others]
         self._looks = 0
 
     @property
@@ -85,7 +90,18 @@ class Batch:
             tape.watch(weights)
             loss = self.look(weights)
             scaled = loss if self.scale is None else tf.cast(self.scale, loss.dtype) * loss
-        return loss, tape.gradient(scaled, weights)
+        grads = tape.gradient(scaled, weights)
+        if self._share is None:
+            return loss, grads
+        some = self._share.rows > 0  # else there may be means over no rows
+        return loss, [g if g is None else tf.where(some, dense(g), 0) for g in grads]
+
+    def _own(self, variable, value, sign=1):
+        """The state of a seed with the replica's number in it, so that each draws noise of its own; or without."""
+        if self._share is None or not is_seed(variable):
+            return value
+        number = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, value.dtype)
+        return value + sign * SEEDS_APART * tf.stack([number, tf.zeros_like(number)])
 
     def _beside(self):
         """What the other variables hold in the next look."""
@@ -96,10 +112,17 @@ class Batch:
     def _keep(self, scope):
         """Assigns what a look has changed besides the weights."""
         before = {id(variable): value for variable, value in self._others}
+        metrics, changed = {id(variable) for variable in self.model.metrics_variables}, []
         for variable in (*self.model.non_trainable_variables, *self.model.metrics_variables):
             value = scope.get_current_value(variable)
-            if value is not None and value is not before.get(id(variable)):
+            if value is None or value is before.get(id(variable)):
+                continue
+            if self._share is None or id(variable) in metrics:  # of which replicas have their own
                 variable.assign(value)
+            else:
+                changed.append((variable, before[id(variable)], self._own(variable, value, -1)))
+        if changed:
+            keep_of_all(self._share, changed)
 
 
 def refuse(objective):
@@ -170,9 +193,18 @@ class Oracle:
 
     @property
     def terms(self):
-        """How many values the loss is the mean of: the first output's rows, times their positions if it has any."""
+        """How many values the loss is the mean of: the first output's rows, times their positions if it has any.
+
+        Those of all replicas.
+        """
         output = tree.flatten(self._batch.outputs)[0]
-        return tf.size(output) // (output.shape[-1] if output.shape.rank > 1 else 1)
+        return sum_over_replicas([tf.size(output) // (output.shape[-1] if output.shape.rank > 1 else 1)])[0]
+
+    @property
+    def part(self):
+        """The part of the batch's rows that this replica has; of one device, 1."""
+        share = current()
+        return 1.0 / replicas() if share is None else share.part
 
     def report(self, loss):
         """Says what the loss at the batch's first weights is, where it is known without a look."""

@@ -12,6 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from kopt.distribute import strategy as distributed
+from kopt.distribute.alone import applying
+from kopt.distribute.shares import current
 from kopt.noise import noise_in
 from kopt.training import losses, oracle, xla
 from kopt.training.cache import Cache
@@ -235,22 +237,23 @@ class Program:
         begin = (tf.zeros([], w.dtype),)
         return over_batches(take, order, tf.constant(first), last, rows, size, begin, length)[0]
 
-    def _step(self, X, y, w, weight, replicas=1):
+    def _step(self, X, y, w, weight):
         """Updates the weights from these rows, and returns their part of the loss of a batch of this `weight`."""
-        batch = self.batch(X, y, w, weight, replicas)
-        oracle.step(self.optimizer, batch, self.outer.apply)
+        batch = self.batch(X, y, w, weight)
+        oracle.step(self.optimizer, batch, applying(self.outer, self.model.variables))
         return batch.loss
 
-    def batch(self, X, y, w, weight, replicas=1):
+    def batch(self, X, y, w, weight):
         """What an optimizer looks at in these rows: their part of the loss of a batch of this `weight`.
 
         The parts of all replicas add up to the batch's loss, and so their gradients to its gradient.
         """
+        part = 1.0 if (share := current()) is None else tf.cast(share.part, w.dtype)
 
         def compute(through):
             outputs = self.model(X, training=True)
             each = tf.cast(losses.values(self.loss, y, through(outputs)), w.dtype)
-            penalties = [tf.cast(p, w.dtype) / replicas for p in self.model.losses]
+            penalties = [tf.cast(p, w.dtype) * part for p in self.model.losses]
             return outputs, tf.add_n([tf.reduce_sum(w * each) / weight, *penalties])
 
         wrapped = self.outer is not self.optimizer
@@ -267,28 +270,24 @@ class SharedProgram(Program):
 
     def epochs(self, X, y, w, batch_size, planned):
         """As `Program.epochs`, without XLA."""
-        replicas = distributed.replicas(self.strategy)
 
         def epoch(order):
             total = 0.0
             for start in range(0, len(order), batch_size):
                 batch = order[start : start + batch_size]
-                w_batch = w[batch]
-                if len(batch) < replicas:  # a replica without rows looks at one of weight zero
-                    w_batch = np.pad(w_batch, (0, replicas - len(batch)))
-                    batch = np.resize(batch, replicas)
-                total += self.step(dense(X[batch]), dense(y[batch]), w_batch) * w_batch.sum()
+                total += self.step(dense(X[batch]), dense(y[batch]), w[batch]) * w[batch].sum()
             return float(total)
 
         return epoch
 
     def _shared_step(self, X, y, w):
-        replicas, weight = distributed.replicas(self.strategy), tf.reduce_sum(w)
+        weight = tf.reduce_sum(w)
 
-        def step(X, y, w):
-            return self._step(X, y, w, weight, replicas)
+        def step(share):
+            return self._step(*share, weight)
 
-        return distributed.run_shared(self.strategy, step, (X, y, w))
+        losses = distributed.run_shared(self.strategy, step, (X, y, w))
+        return self.strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
 
 
 def weights(model):

@@ -74,21 +74,25 @@ def test_two_replicas_equal_one(n_rows, batch_size, optimizer):
     assert np.ptp(one.loss_curve_) > 0.01
 
 
-def test_clipping_sees_the_whole_gradient():
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"clipnorm": 0.01},
+        {"clipvalue": 1e-3},
+        {"global_clipnorm": 0.01},
+        {"gradient_accumulation_steps": 3},
+        {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 2},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_optimizers_of_keras_see_the_whole_gradient(options):
     X, y, w = data(61)
     one, two = (
-        KerasRegressor(optimizer="SGD", optimizer__global_clipnorm=0.01, optimizer__learning_rate=1.0, epochs=2,
-                       batch_size=16, random_state=0, strategy=strategy).fit(X, y, w)
+        KerasRegressor(optimizer=keras.optimizers.SGD(1.0, **options), epochs=2, batch_size=16, random_state=0,
+                       strategy=strategy).fit(X, y, w)
         for strategy in (None, "mirrored")
     )  # fmt: skip
     np.testing.assert_allclose(two.predict(X), one.predict(X), atol=1e-6)
-
-
-def test_keras_optimizers_that_clip_before_the_sum_are_refused():
-    X, y, _ = data(16)
-    with pytest.raises(ValueError, match=r"KerasRegressor: clipnorm over several replicas .* optimizer of kopt\."):
-        KerasRegressor(optimizer=keras.optimizers.SGD(clipnorm=1.0), strategy="mirrored").fit(X, y)
-    KerasRegressor(optimizer=keras.optimizers.SGD(clipnorm=1.0), epochs=1).fit(X, y)
 
 
 def test_batch_normalization_survives_a_replica_without_rows():

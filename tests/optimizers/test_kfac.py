@@ -84,7 +84,7 @@ class Curvature:
                 return outputs, [tf.ones_like(outputs[0]) * one * np.sqrt(2 / outputs[0].numpy().size)]
 
             _, grads, seen = taps.look(self.oracle._batch, self.oracle.weights, ask)
-            found.append(self.optimizer.statistics(grads, seen, 1.0, 1.0))
+            found.append(self.optimizer.statistics(grads, seen, 1.0, 1.0, 1.0))
         return [(found[0]["inputs"][i], sum(one["outputs"][i] for one in found)) for i in range(self.blocks())]
 
     def blocks(self):
@@ -126,7 +126,7 @@ def test_drawn_factors_are_the_curvature_on_average(exact):
 
     @tf.function(autograph=False)
     def draw(t):
-        return made.optimizer.statistics(*made.oracle.sampled_taps(0, t), 1.0, 1.0)["outputs"]
+        return made.optimizer.statistics(*made.oracle.sampled_taps(0, t), 1.0, 1.0, 1.0)["outputs"]
 
     draws = [draw(tf.constant(t)) for t in range(2000)]
     for drawn, g in zip(zip(*draws, strict=True), expected, strict=True):
@@ -439,7 +439,7 @@ def test_other_weights_have_the_diagonal_of_the_curvature(exact):
 
     @tf.function(autograph=False)
     def draw(t):
-        return made.optimizer.statistics(*made.oracle.sampled_taps(0, t), 1.0, 1.0)["squares"]
+        return made.optimizer.statistics(*made.oracle.sampled_taps(0, t), 1.0, 1.0, 1.0)["squares"]
 
     drawn = np.mean([draw(tf.constant(t)) for t in range(2000)], axis=0)
     with tf.GradientTape() as tape:

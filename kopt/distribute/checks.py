@@ -1,0 +1,86 @@
+"""Whether a model, its optimizer and its strategy belong together: what TensorFlow meets with silence or riddles."""
+
+import keras
+import tensorflow as tf
+
+from kopt.distribute.alone import wrapped
+
+RUNS_ON = "a MirroredStrategy or OneDeviceStrategy of tf.distribute"
+
+_collective = set()  # sets of devices whose replicas sum by TensorFlow's default
+
+
+def check_keras_distribution(owner):
+    """Raises ValueError where `keras.distribution` was told something, of which it does nothing on TensorFlow."""
+    if (found := keras.distribution.distribution()) is not None:
+        raise ValueError(
+            f"{owner}: keras.distribution must be unset, for on TensorFlow it does nothing, got "
+            f"{type(found).__name__}. Make the model within the scope of a tf.distribute.MirroredStrategy."
+        )
+
+
+def strategy_of(model, owner):
+    """Returns the strategy in whose scope a model was made, or None for one device.
+
+    Raises:
+        ValueError: kopt does not run on it; another scope is entered; or a part of the model, or its optimizer, was
+            made elsewhere.
+    """
+    check_keras_distribution(owner)
+    strategy, plain = model.distribute_strategy, not tf.distribute.has_strategy()
+    if not plain and tf.distribute.get_strategy() is not strategy:
+        raise ValueError(
+            f"{owner}: a model must be made within the scope that it is used in. Call fit outside of any scope, and "
+            "make the model, its layers and its optimizer within that of the strategy."
+        )
+    if strategy is tf.distribute.get_strategy() and plain:
+        return None
+    if not isinstance(strategy, tf.distribute.MirroredStrategy | tf.distribute.OneDeviceStrategy):
+        raise ValueError(f"{owner}: the model's strategy must be {RUNS_ON}, got {type(strategy).__name__}.")
+    if isinstance(strategy, tf.distribute.MirroredStrategy):
+        _check_variables(model, strategy, owner)
+        _check_optimizer(model, strategy, owner)
+        check_collectives(strategy, owner)
+    return strategy
+
+
+def _check_variables(model, strategy, owner):
+    for variable in model.variables:
+        value = variable._value
+        if not isinstance(value, tf.distribute.DistributedValues) or value.distribute_strategy is not strategy:
+            raise ValueError(
+                f"{owner}: all layers must be made within the scope of the model's strategy, and {variable.path!r} was "
+                "made outside. Build the whole model within `with strategy.scope():`."
+            )
+
+
+def _check_optimizer(model, strategy, owner):
+    for optimizer in wrapped(model.optimizer):
+        if optimizer._distribution_strategy is not strategy:
+            raise ValueError(
+                f"{owner}: the optimizer must be made within the scope of the model's strategy, and "
+                f"{type(optimizer).__name__} was made outside. Call compile within `with strategy.scope():`."
+            )
+
+
+def loops(strategy):
+    """Whether replicas can sum within a loop of a graph. TensorFlow's default collectives cannot."""
+    return not isinstance(strategy, tf.distribute.MirroredStrategy) or not _by_collectives(strategy)
+
+
+def _by_collectives(strategy):
+    return type(strategy.extended._cross_device_ops).__name__ == "CollectiveAllReduce"
+
+
+def check_collectives(strategy, owner):
+    """Raises ValueError where collectives over other devices have run: TensorFlow would abort, now and ever after."""
+    if strategy.num_replicas_in_sync == 1 or not _by_collectives(strategy):
+        return
+    devices = strategy.extended.worker_devices
+    for other in _collective - {devices}:
+        raise ValueError(
+            f"{owner}: a process can sum by TensorFlow's default over one set of devices, and has done so over "
+            f"{', '.join(other)}; got {', '.join(devices)}. Give tf.distribute.MirroredStrategy "
+            "cross_device_ops=tf.distribute.ReductionToOneDevice(), or start another process."
+        )
+    _collective.add(devices)
