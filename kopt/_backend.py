@@ -10,7 +10,7 @@ import keras
 from keras.src.backend.common import global_state, masking
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.backend.common.variables import AutocastScope
-from keras.src.losses import loss as loss_module  # noqa: F401  of which replicas replace functions
+from keras.src.losses import loss as _loss
 from keras.src.trainers.data_adapters import array_data_adapter, array_slicing
 from keras.src.trainers.epoch_iterator import EpochIterator
 from keras.src.utils.python_utils import pythonify_logs
@@ -32,7 +32,6 @@ PRIVATE = {
     ),
     keras.optimizers.Optimizer: (
         "_accumulated_gradients",  # where gradients accumulate
-        "_all_reduce_sum_gradients",  # on TensorFlow, under a strategy
         "_backend_apply_gradients",
         "_check_super_called",
         "_clip_gradients",
@@ -51,6 +50,10 @@ PRIVATE = {
     ),
 }
 """Private attributes of Keras's objects that kopt reads, calls or overrides."""
+
+
+REDUCTIONS: Any = _loss
+"""Keras's module of how the values of a loss become one."""
 
 
 def batches_of(x, y=None, sample_weight=None, **how):
@@ -128,11 +131,13 @@ def replicas():
 
 
 def sum_over_replicas(tensors):
-    """Each of these tensors, or None, summed over all replicas."""
+    """Each of these tensors, or None, summed over all replicas; as they are where none computes."""
     if not under_strategy():
         return tensors
     import tensorflow as tf
 
+    if tf.distribute.in_cross_replica_context():
+        return tensors
     reduce = tf.distribute.get_replica_context().all_reduce
     return [x if x is None else reduce("SUM", dense(x)) for x in tensors]
 

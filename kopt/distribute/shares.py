@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 from keras import ops, tree
 
-from kopt._backend import assign, loss_module, replicas, sum_over_replicas
+from kopt._backend import REDUCTIONS, assign, replicas, sum_over_replicas
 from kopt._replaced import Replaced
 
 _here = threading.local()  # replicas have a thread each
@@ -131,5 +131,5 @@ _ours = {
     "reduce_values": _reduce,
     "apply_mask": _mask,
 }
-_keras = {name: getattr(loss_module, name) for name in _ours}
-_shared_losses = Replaced(loss_module, **_ours)
+_keras = {name: getattr(REDUCTIONS, name) for name in _ours}
+_shared_losses = Replaced(REDUCTIONS, **_ours)

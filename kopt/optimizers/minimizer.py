@@ -166,10 +166,10 @@ class Minimizer(Optimizer):
 
     def step(self, oracle, variables, apply=None):
         if oracle.replicas > 1 or oracle.scaled:
-            rule = "mixed_float16" if oracle.scaled else f"a strategy of {oracle.replicas} replicas"
+            where = "mixed_float16" if oracle.scaled else "Keras's own loop over several replicas"
             raise ValueError(
-                f"{type(self).__name__} evaluates the loss in loops, which {rule} does not allow yet. Use one device, "
-                "in float32."
+                f"{type(self).__name__} evaluates the loss in loops, which cannot be in {where}. Use kopt.Model in "
+                "float32, with run_eagerly=False."
             )
         self.build(variables)
         loss = oracle.loss()  # the first look, outside of any loop; left out of the program where nothing needs it

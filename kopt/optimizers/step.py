@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from keras import ops, tree
 
-from kopt._backend import Traced, assign, dense, fused, under_strategy
+from kopt._backend import Traced, assign, dense, fused, sum_over_replicas
 from kopt._checks import check_choice
 from kopt.optimizers.packs import Factors
 from kopt.optimizers.state import State
@@ -85,9 +85,7 @@ class Step(State):
         if not looked and (looking := [node for _, node in self._nodes() if node.looks]):
             grads = self._looked(Traced(grads, trainable_variables, type(looking[0]).__name__), trainable_variables)
         seen = vars(_seen_here).pop("of", {}).get(id(self), Seen())
-        if under_strategy():
-            pairs = super()._all_reduce_sum_gradients(zip(grads, trainable_variables, strict=True))
-            grads = [gradient for gradient, _ in pairs]
+        grads = sum_over_replicas(grads)
         members = [self._get_variable_index(variable) for variable in trainable_variables]
         grads = dict(zip(members, map(dense, grads), strict=True))
         step = self._accumulate if self.gradient_accumulation_steps else self._guard

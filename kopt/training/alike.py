@@ -6,7 +6,8 @@ import tensorflow as tf
 from kopt._backend import under_strategy
 from kopt.optimizers import Optimizer, Switch
 from kopt.training import cache
-from kopt.training.model import Model, minimizers
+from kopt.training.model import Model
+from kopt.training.whole import minimizers
 
 OWNER = "fit_population"
 

@@ -11,6 +11,7 @@ from keras import tree
 
 from kopt.distribute.strategy import joined, run_shared
 from kopt.training import xla
+from kopt.training.whole import minimizers
 
 COUNT, ORDER = tf.TensorSpec([], tf.int32), tf.TensorSpec([None], tf.int32)
 CANNOT_COMPILE = tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, tf.errors.InternalError
@@ -83,9 +84,10 @@ class Step:
 def over_replicas(strategy, model, task):
     """A model's step for a task, on a batch of which each replica of a strategy takes its share."""
     step = getattr(model, f"{task}_step")
+    beside = task == "train" and minimizers(model.optimizer)  # these call the replicas themselves
 
     def whole(data):
-        found = run_shared(strategy, step, data)
+        found = step(data) if beside else run_shared(strategy, step, data)
         if task == "predict":
             return joined(strategy, found)
         return tree.map_structure(lambda x: tf.reduce_mean(tf.stack(strategy.experimental_local_results(x)), 0), found)
@@ -265,8 +267,8 @@ class Epochs(Program):
         def take(indices, said):
             return self._said(step(*(tf.gather(tensor, indices) for tensor in tensors)))
 
-        how = dict(length=length, loops=self.step.loops)
-        return self._logs(over_batches(take, order, first, last, rows, size, self._silence(), **how))
+        silence, loops = self._silence(), self.step.loops
+        return self._logs(over_batches(take, order, first, last, rows, size, silence, length, loops))
 
 
 class Streamed(Program):

@@ -93,7 +93,9 @@ def placed(model):
             "kopt.Model: jit_compile must be 'auto' or False over several replicas, of which XLA compiles no step that "
             "adds them up, got True."
         )
-    with contextlib.nullcontext() if strategy is None else strategy.scope():
+    alone = distributed.replicas(strategy) == 1
+    device = strategy.extended.worker_devices[0] if strategy is not None and alone else None
+    with contextlib.nullcontext() if strategy is None else strategy.scope(), tf.device(device):
         yield
 
 

@@ -16,8 +16,9 @@ from kopt._checks import check_choice, check_range
 from kopt.optimizers import Optimizer, Switch
 from kopt.optimizers.minimizer import Minimizer
 from kopt.training.micro_batches import MicroBatched, Rows, Stream, check_adds_up
-from kopt.training.model import Model, minimizers
+from kopt.training.model import Model
 from kopt.training.oracle import Batch, Oracle, computing
+from kopt.training.whole import minimizers
 
 CHUNK = 100
 """Iterations in one program, at most."""

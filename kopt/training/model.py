@@ -9,10 +9,10 @@ from keras import tree
 from kopt._backend import outside_the_trace, sum_over_replicas
 from kopt.distribute.alone import applying
 from kopt.distribute.shares import sharing
-from kopt.optimizers import Optimizer
-from kopt.optimizers.minimizer import Minimizer
 from kopt.training import loop
+from kopt.training.everywhere import step_everywhere
 from kopt.training.oracle import Batch, computing, step
+from kopt.training.whole import minimizers, whole_batch
 
 
 @keras.saving.register_keras_serializable("kopt")
@@ -200,7 +200,7 @@ class Model(keras.Model):
 
     def train_step(self, data):
         """Takes a step on a batch, and returns the metrics by name."""
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
         if not self.built:  # a subclassed model: an oracle has to know its weights
             self(x)
         compiled = self._compile_loss
@@ -213,11 +213,21 @@ class Model(keras.Model):
         wrapped = isinstance(outer, keras.optimizers.LossScaleOptimizer)
         scaled = wrapped or outer.loss_scale_factor is not None
         scale = outer.scale_loss(1.0) if scaled else None
-        with sharing(x):
-            batch = Batch(self, computing(self, data), scale, self.fresh_noise, self.loss)
-            step(outer.inner_optimizer if wrapped else outer, batch, applying(outer, self.variables))
+        inner = outer.inner_optimizer if wrapped else outer
+
+        def batch_of(data):
+            return Batch(self, computing(self, data), scale, self.fresh_noise, self.loss)
+
+        def track(data, batch):
+            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
             track_loss(self, outer, sum_over_replicas([batch.loss])[0], x)
-        return self.compute_metrics(x, y, batch.outputs, sample_weight=sample_weight)
+            return self.compute_metrics(x, y, batch.outputs, sample_weight=sample_weight)
+
+        if tf.distribute.in_cross_replica_context():
+            return step_everywhere(inner, self.distribute_strategy, data, batch_of, track)
+        with sharing(data):
+            step(inner, batch := batch_of(data), applying(outer, self.variables))
+            return track(data, batch)
 
     def test_step(self, data):
         """Returns the metrics by name, with a batch's, as `keras.Model.test_step` does."""
@@ -239,35 +249,6 @@ def means_of_squares(residuals):
     square = keras.losses.MeanSquaredError()
     columns = [keras.ops.reshape(r, (-1, 1)) for r in tree.flatten(residuals)]
     return sum(square(keras.ops.zeros_like(r), r) for r in columns)
-
-
-def minimizers(optimizer):
-    """The parts of an optimizer that take the whole data set for a batch."""
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # a loss-scale wrapper's
-    nodes = [node for _, node in optimizer._nodes()] if isinstance(optimizer, Optimizer) else []
-    return [node for node in nodes if isinstance(node, Minimizer)]
-
-
-def whole_batch(minimizer, x, batch_size):
-    """The batch size at which a minimizer gets all rows of `x` at once, unless it asks for less."""
-    shape = getattr(next(iter(tree.flatten(x)), None), "shape", None)
-    if shape is not None:
-        rows = shape[0]
-        if minimizer.stochastic or (batch_size or rows) >= rows:
-            return batch_size or rows
-        raise ValueError(
-            f"{type(minimizer).__name__}: batch_size must be None or cover all {rows} rows, got {batch_size}, for the "
-            "loss is to be the same function at each step. Set stochastic=True to take steps on batches."
-        )
-    batches = x.num_batches if isinstance(x, keras.utils.PyDataset) else None
-    if isinstance(x, tf.data.Dataset):
-        batches = int(x.cardinality())
-    if batches is not None and batches > 1 and not minimizer.stochastic:
-        raise ValueError(
-            f"{type(minimizer).__name__}: the data must come as one batch, got {batches}, for the loss is to be the "
-            "same function at each step. Set stochastic=True to take steps on batches."
-        )
-    return batch_size
 
 
 def _are_tensors(args, kwargs):

@@ -13,13 +13,15 @@ import tensorflow as tf
 
 from kopt.distribute import strategy as distributed
 from kopt.distribute.alone import applying
+from kopt.distribute.checks import loops
 from kopt.distribute.shares import current
 from kopt.noise import noise_in
 from kopt.training import losses, oracle, xla
 from kopt.training.cache import Cache
 from kopt.training.epochs import CANNOT_COMPILE, over_batches
-from kopt.training.model import minimizers, whole_batch
+from kopt.training.everywhere import step_everywhere
 from kopt.training.several import within
+from kopt.training.whole import minimizers, whole_batch
 
 WHOLE = 2**26
 """Training rows of more bytes than this go to the device in blocks, so that they may be a file mapped to memory."""
@@ -262,32 +264,45 @@ class Program:
 
 
 class SharedProgram(Program):
-    """The same over several replicas: a step is one program, and every replica gets its share of each batch."""
+    """The same over several replicas, each of which gets its share of each batch."""
 
     def __init__(self, model, optimizer, loss, strategy, rows):
         super().__init__(model, optimizer, loss, strategy, rows)
         self.step = tf.function(self._shared_step, self.rows, autograph=False)
 
     def epochs(self, X, y, w, batch_size, planned):
-        """As `Program.epochs`, without XLA."""
+        """As `Program.epochs`, without XLA; one call for each step where replicas cannot sum in loops."""
+        if loops(self.strategy):
+            return super().epochs(X, y, w, batch_size, planned)
 
         def epoch(order):
-            total = 0.0
-            for start in range(0, len(order), batch_size):
-                batch = order[start : start + batch_size]
-                total += self.step(dense(X[batch]), dense(y[batch]), w[batch]) * w[batch].sum()
-            return float(total)
+            parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+            return float(sum(self.step(dense(X[part]), dense(y[part]), w[part]) for part in parts))
 
         return epoch
 
+    def _pays(self, steps, graph):
+        return False
+
     def _shared_step(self, X, y, w):
-        weight = tf.reduce_sum(w)
+        return self._step(X, y, w, tf.reduce_sum(w)) * tf.reduce_sum(w)
+
+    def _step(self, X, y, w, weight):
+        def batch_of(share):
+            X, y, w = share
+            return self.batch(X, y, w, weight)
 
         def step(share):
-            return self._step(*share, weight)
+            batch = batch_of(share)
+            oracle.step(self.optimizer, batch, applying(self.outer, self.model.variables))
+            return batch.loss
 
-        losses = distributed.run_shared(self.strategy, step, (X, y, w))
-        return self.strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
+        rows = X, y, w
+        if minimizers(self.optimizer):
+            found = step_everywhere(self.optimizer, self.strategy, rows, batch_of, lambda _, batch: batch.loss)
+        else:
+            found = distributed.run_shared(self.strategy, step, rows)
+        return self.strategy.reduce(tf.distribute.ReduceOp.SUM, found, axis=None)
 
 
 def weights(model):

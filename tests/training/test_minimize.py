@@ -174,12 +174,14 @@ def test_low_precision_is_refused(dtype):
 
 
 @pytest.mark.skipif(backends.two_devices() is None, reason="two logical devices are needed")
-def test_several_replicas_are_refused():
+def test_keras_own_loop_over_several_replicas_is_refused():
     with backends.mirrored(backends.two_devices()).scope():
         model = network()
-        model.compile(TwoSteps(), "mse", jit_compile=False)
-    with pytest.raises(ValueError, match="a strategy of 2 replicas does not allow yet"):
-        model.fit(X[:22], Y[:22], verbose=0)  # Keras cannot begin with an odd number
+        model.compile(TwoSteps(), "mse", run_eagerly=True)
+    with pytest.raises(
+        ValueError, match=r"loops, which cannot be in Keras's own loop over several replicas\. Use kopt"
+    ):
+        model.fit(X[:22], Y[:22], verbose=0)
 
 
 def test_an_estimator_gives_all_rows_at_once():
