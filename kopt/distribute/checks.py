@@ -7,7 +7,7 @@ from kopt.distribute.alone import wrapped
 
 RUNS_ON = "a MirroredStrategy or OneDeviceStrategy of tf.distribute"
 
-_collective = set()  # sets of devices whose replicas sum by TensorFlow's default
+_collective = []  # the strategy of this process that sums by TensorFlow's default, if there is one
 
 
 def check_keras_distribution(owner):
@@ -64,23 +64,19 @@ def _check_optimizer(model, strategy, owner):
 
 
 def loops(strategy):
-    """Whether replicas can sum within a loop of a graph. TensorFlow's default collectives cannot."""
-    return not isinstance(strategy, tf.distribute.MirroredStrategy) or not _by_collectives(strategy)
-
-
-def _by_collectives(strategy):
-    return type(strategy.extended._cross_device_ops).__name__ == "CollectiveAllReduce"
+    """Whether replicas can sum within a loop of a graph. By TensorFlow's default, collectives, they cannot."""
+    mirrored = isinstance(strategy, tf.distribute.MirroredStrategy)
+    return not (mirrored and type(strategy.extended._cross_device_ops).__name__ == "CollectiveAllReduce")
 
 
 def check_collectives(strategy, owner):
-    """Raises ValueError where collectives over other devices have run: TensorFlow would abort, now and ever after."""
-    if strategy.num_replicas_in_sync == 1 or not _by_collectives(strategy):
+    """Raises ValueError where another strategy has run collectives: TensorFlow would abort, now and ever after."""
+    if strategy.num_replicas_in_sync == 1 or loops(strategy):
         return
-    devices = strategy.extended.worker_devices
-    for other in _collective - {devices}:
+    if _collective and _collective[0] is not strategy:
         raise ValueError(
-            f"{owner}: a process can sum by TensorFlow's default over one set of devices, and has done so over "
-            f"{', '.join(other)}; got {', '.join(devices)}. Give tf.distribute.MirroredStrategy "
-            "cross_device_ops=tf.distribute.ReductionToOneDevice(), or start another process."
+            f"{owner}: a process can have one strategy that sums by TensorFlow's default, and another one has done so, "
+            f"on {', '.join(_collective[0].extended.worker_devices)}. Use that one again, or give both "
+            "cross_device_ops=tf.distribute.ReductionToOneDevice() in a new process."
         )
-    _collective.add(devices)
+    _collective[:] = [strategy]

@@ -6,7 +6,7 @@ import copyreg
 import tensorflow as tf
 from keras import tree
 
-from kopt.distribute.checks import check_keras_distribution
+from kopt.distribute.checks import check_collectives, check_keras_distribution, loops
 from kopt.distribute.shares import number_of, sharing
 
 CHOICES = "None, 'auto', 'mirrored' or a MirroredStrategy or OneDeviceStrategy of tf.distribute"
@@ -57,7 +57,9 @@ def resolve(strategy, owner="kopt", device=None):
         strategy = _of_devices(tf.distribute.MirroredStrategy, [device.name for device in devices])
     elif not isinstance(strategy, tf.distribute.MirroredStrategy | tf.distribute.OneDeviceStrategy):
         raise ValueError(f"{owner}: strategy must be {CHOICES}, got {strategy!r}.")
-    return _kept.setdefault((type(strategy), strategy.extended.worker_devices), strategy)
+    kept = _kept.setdefault((type(strategy), strategy.extended.worker_devices, loops(strategy)), strategy)
+    check_collectives(kept, owner)
+    return kept
 
 
 def _one_device(device, owner):

@@ -96,7 +96,8 @@ class Model(keras.Model):
         self.__dict__["objective"] = objective  # past Keras, which tracks no layers once a model is built
         how = dict(weighted_metrics=weighted_metrics, run_eagerly=run_eagerly, steps_per_execution=steps_per_execution)
         how |= dict(jit_compile=jit_compile, auto_scale_loss=auto_scale_loss)
-        super().compile(optimizer, loss, loss_weights, metrics, **how)
+        with self.distribute_strategy.scope():
+            super().compile(optimizer, loss, loss_weights, metrics, **how)
         self.__dict__["_compiled_engine"] = loop.Engine("auto" if jit_compile == "auto" else self.jit_compile)
 
     def get_compile_config(self):

@@ -28,7 +28,8 @@ def test_resolve_knows_its_choices(monkeypatch):
 
 
 def test_like_strategies_are_one():
-    assert distributed.resolve(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])) is distributed.resolve("mirrored")
+    like = distributed._of_devices(tf.distribute.MirroredStrategy, ["CPU:0", "CPU:1"])
+    assert distributed.resolve(like) is distributed.resolve("mirrored")
 
 
 def test_auto_is_plain_on_a_single_device(monkeypatch):
