@@ -2,6 +2,7 @@
 
 import contextlib
 import copyreg
+import logging
 
 import tensorflow as tf
 from keras import tree
@@ -51,6 +52,9 @@ def resolve(strategy, owner="kopt", device=None):
     if device is not None:
         return _one_device(device, owner)
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    if strategy == "auto":
+        names = ", ".join(device.name.removeprefix("/device:") for device in devices)
+        logging.getLogger("kopt").info("%s: strategy='auto' trains on %s.", owner, names)
     if strategy is None or strategy is tf.distribute.get_strategy() or (strategy == "auto" and len(devices) == 1):
         return None
     if strategy in ("auto", "mirrored"):

@@ -1,5 +1,7 @@
 """What the checks ask of TensorFlow and JAX themselves."""
 
+import re
+
 import keras
 
 BACKEND = keras.backend.backend()
@@ -32,6 +34,28 @@ def compiled_step(take, optimizer, variables, traced, xla):
         take(gradients)
 
     return step
+
+
+FACTORIZATIONS = {"Eigh", "Qr", "ProductOfElementaryHouseholderReflectors", "Cholesky", "TriangularSolve"}
+"""Calls that XLA makes of matrix factorizations on a CPU, and unrolls elsewhere."""
+
+
+def not_for_tpus(function, *arguments):
+    """What of a function that XLA has compiled a TPU has not: types, shapes that depend on values, calls of the host.
+
+    It is read from XLA's program for this machine: what is found there no TPU can run; what is not may fail all the
+    same. On JAX nothing is looked for.
+
+    Args:
+        function: what `compiled` or `compiled_step` returned for XLA.
+        *arguments: those that it was called with.
+    """
+    if BACKEND == "jax":
+        return []
+    program = function.experimental_get_compiler_ir(*arguments)(stage="hlo")
+    calls = set(re.findall(r'custom_call_target="([^"]+)"', program)) - FACTORIZATIONS
+    kinds = {"float64": "f64[", "complex128": "c128[", "a dimension of unknown size": "<="}
+    return [*(kind for kind, sign in kinds.items() if sign in program), *sorted(calls)]
 
 
 def looking(model):

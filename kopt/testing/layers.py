@@ -167,7 +167,10 @@ def check_compiled(case):
         call, arguments = case.pure(training=training), case.state()
         outputs, state = call(*arguments)
         for xla in backends.graphs():
-            found, after = backends.compiled(call, xla)(*arguments)
+            function = backends.compiled(call, xla)
+            found, after = function(*arguments)
+            if xla and (foreign := backends.not_for_tpus(function, *arguments)):
+                raise AssertionError(f"has {', '.join(foreign)}, which a TPU has not, with training={training}")
             if training and xla and case.noisy and backends.BACKEND != "jax":
                 assert all(np.isfinite(_array(x)).all() for x in found), "not finite under XLA"
             else:

@@ -107,6 +107,8 @@ def check_compiled(optimizer):
     ways = [runs.Run(runs.copy(optimizer), compiled=True, xla=xla) for xla in backends.graphs()]
     for run in ways:
         assert runs.distance(run(), runs.path(optimizer)) < 2e-5, "compiled and eager paths differ"
+    foreign = backends.not_for_tpus(ways[0].step, ways[0].gradients[0])
+    assert not foreign, f"a step has {', '.join(foreign)}, which a TPU has not"
     graph = ways[-1]
     for name, value in runs.other_values(optimizer).items():
         graph.reset()

@@ -75,6 +75,7 @@ class Bowl:
 
     def __init__(self, variables, slopes, share=None, steps=0, weights=None):
         self.variables, self.slopes, self.steps, self.replicas = variables, slopes, steps, replicas()
+        self.part = 1 / self.replicas
         self.share = 1.0 if share is None else share
         self.weights = [dense(v) for v in variables] if weights is None else weights
 
