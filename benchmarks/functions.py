@@ -28,7 +28,8 @@ from scipy.optimize import minimize
 
 import kopt
 from kopt.testing.functions import FUNCTIONS, Descent, Plain
-from kopt.training.oracle import Batch, Oracle
+from kopt.training.batch import Batch
+from kopt.training.oracle import Oracle
 
 TARGET = 1e-8
 EXACT = {  # options under which scipy goes on while it can

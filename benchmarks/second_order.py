@@ -30,7 +30,8 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import kopt
-from kopt.training.oracle import Batch, Oracle
+from kopt.training.batch import Batch
+from kopt.training.oracle import Oracle
 
 ROUNDS = 10
 TABLES = ["products", "steps", "noise", "curves", "autoencoder"]

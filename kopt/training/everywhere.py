@@ -41,7 +41,7 @@ def step_everywhere(optimizer, strategy, data, batch_of, then):
         optimizer: of kopt.
         strategy: of the replicas.
         data: the batch's tensors, in tuples, lists and dicts.
-        batch_of: returns a `kopt.training.oracle.Batch` for a replica's share of them.
+        batch_of: returns a `kopt.training.batch.Batch` for a replica's share of them.
         then: is called on each replica with its share and its batch, after a look that changes what looks do.
 
     Returns:

@@ -88,11 +88,6 @@ def placed(model):
         ValueError: see `kopt.distribute.checks.strategy_of`.
     """
     strategy = strategy_of(model, "kopt.Model")
-    if distributed.replicas(strategy) > 1 and model._engine.jit is True:
-        raise ValueError(
-            "kopt.Model: jit_compile must be 'auto' or False over several replicas, of which XLA compiles no step that "
-            "adds them up, got True."
-        )
     alone = distributed.replicas(strategy) == 1
     device = strategy.extended.worker_devices[0] if strategy is not None and alone else None
     with contextlib.nullcontext() if strategy is None else strategy.scope(), tf.device(device):

@@ -4,7 +4,8 @@ import keras
 import tensorflow as tf
 from keras import tree
 
-from kopt.training.oracle import Oracle, is_seed
+from kopt._backend import is_seed
+from kopt.training.oracle import Oracle
 
 
 class Rows:

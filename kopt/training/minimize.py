@@ -15,9 +15,10 @@ from kopt._backend import dense
 from kopt._checks import check_choice, check_range
 from kopt.optimizers import Optimizer, Switch
 from kopt.optimizers.minimizer import Minimizer
+from kopt.training.batch import Batch
 from kopt.training.micro_batches import MicroBatched, Rows, Stream, check_adds_up
 from kopt.training.model import Model
-from kopt.training.oracle import Batch, Oracle, computing
+from kopt.training.oracle import Oracle, computing
 from kopt.training.whole import minimizers
 
 CHUNK = 100

@@ -6,12 +6,13 @@ import keras
 import tensorflow as tf
 from keras import tree
 
-from kopt._backend import outside_the_trace, sum_over_replicas
+from kopt._backend import outside_the_trace, replicas, sum_over_replicas
 from kopt.distribute.alone import applying
 from kopt.distribute.shares import sharing
 from kopt.training import loop
+from kopt.training.batch import Batch
 from kopt.training.everywhere import step_everywhere
-from kopt.training.oracle import Batch, computing, step
+from kopt.training.oracle import computing, step
 from kopt.training.whole import minimizers, whole_batch
 
 
@@ -217,7 +218,8 @@ class Model(keras.Model):
         inner = outer.inner_optimizer if wrapped else outer
 
         def batch_of(data):
-            return Batch(self, computing(self, data), scale, self.fresh_noise, self.loss)
+            compiled = self._engine.jit is True and replicas() > 1  # on one device the whole step is
+            return Batch(self, computing(self, data), scale, self.fresh_noise, self.loss, compiled)
 
         def track(data, batch):
             x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)

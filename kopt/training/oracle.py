@@ -7,122 +7,16 @@ import keras
 import tensorflow as tf
 from keras import tree
 
-from kopt._backend import dense, is_seed, replicas, sum_over_replicas
-from kopt.distribute.shares import current, keep_of_all
+from kopt._backend import dense, replicas, sum_over_replicas
+from kopt.distribute.shares import current
 from kopt.optimizers import Optimizer
 from kopt.training import taps
+from kopt.training.batch import as_they_are
 from kopt.training.look import Look
 from kopt.training.losses import in_place_of, logits_of
 from kopt.training.moments import twice_differentiable
 from kopt.training.residuals import Residuals
 from kopt.training.sampling import sample
-
-SEEDS_APART = 7919
-"""How far the seeds of two replicas are apart."""
-
-
-def as_they_are(outputs):
-    """The outputs."""
-    return outputs
-
-
-class Batch:
-    """A batch that a model looks at: a function of the trainable weights, as often as it is asked.
-
-    All looks see the same rows, and draw the same noise (dropout) unless it is to be fresh. What a look changes
-    besides, as the statistics of batch normalization and the states of seeds, is assigned once, after the first.
-
-    Args:
-        model: a built `keras.Model`.
-        compute: returns the model's outputs for the batch, and the loss. It is given a function to which it passes the
-            outputs, and from whose result it computes the loss.
-        scale: what the loss is multiplied by while it is differentiated, against underflow; None for 1.
-        fresh_noise: whether each look draws noise of its own.
-        losses: what `compute` has of losses, as `compile` takes them; the model's own where None.
-
-    Attributes:
-        variables: the trainable ones.
-        loss: what the first look found.
-        outputs: the model's at the first look.
-        added: whether layers have added losses of their own, as of the last look.
-    """
-
-    def __init__(self, model, compute, scale=None, fresh_noise=False, losses=None):
-        self.model, self.compute, self.scale, self.fresh_noise = model, compute, scale, fresh_noise
-        self.losses = getattr(model, "loss", None) if losses is None else losses
-        self.variables = model.trainable_variables
-        self.loss: Any = None
-        self.outputs: Any = None
-        self.added = False
-        self._share = current()
-        others = (*model.non_trainable_variables, *model.metrics_variables)
-        self._others = [(variable, self._own(variable, dense(variable))) for variable in others]
-        self._looks = 0
-
-    @property
-    def noisy(self):
-        """Whether the model draws random numbers."""
-        return any(is_seed(variable) for variable, _ in self._others)
-
-    def of(self, compute):
-        """The same for some of the rows; looks at them change nothing."""
-        batch = Batch(self.model, compute, self.scale, losses=self.losses)
-        batch.outputs = ()
-        return batch
-
-    def look(self, weights, through=as_they_are):
-        """Returns the loss at these weights; `through` may put other tensors in the place of the outputs."""
-        mapping = [*zip(self.variables, weights, strict=True), *self._beside()]
-        self._looks += 1
-        compiled = self.model._compile_loss  # at its first call it makes metrics, one for the loss of each output
-        makes = compiled is not None and not compiled.built
-        with keras.StatelessScope(mapping, collect_losses=True, initialize_variables=makes) as scope:
-            outputs, loss = self.compute(through)
-        self.added = bool(scope.losses)
-        if self.outputs is None:
-            self.loss, self.outputs = loss, outputs
-            self._keep(scope)
-        return loss
-
-    def differentiate(self, weights):
-        """Returns the loss at these weights, and the gradients of the loss times `scale`, sparse ones too."""
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(weights)
-            loss = self.look(weights)
-            scaled = loss if self.scale is None else tf.cast(self.scale, loss.dtype) * loss
-        grads = tape.gradient(scaled, weights)
-        if self._share is None:
-            return loss, grads
-        some = self._share.rows > 0  # else there may be means over no rows
-        return loss, [g if g is None else tf.where(some, dense(g), 0) for g in grads]
-
-    def _own(self, variable, value, sign=1):
-        """The state of a seed with the replica's number in it, so that each draws noise of its own; or without."""
-        if self._share is None or not is_seed(variable):
-            return value
-        number = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, value.dtype)
-        return value + sign * SEEDS_APART * tf.stack([number, tf.zeros_like(number)])
-
-    def _beside(self):
-        """What the other variables hold in the next look."""
-        if not self.fresh_noise or not self._looks:
-            return self._others
-        return [(v, x + tf.constant(self._looks, x.dtype) if is_seed(v) else x) for v, x in self._others]
-
-    def _keep(self, scope):
-        """Assigns what a look has changed besides the weights."""
-        before = {id(variable): value for variable, value in self._others}
-        metrics, changed = {id(variable) for variable in self.model.metrics_variables}, []
-        for variable in (*self.model.non_trainable_variables, *self.model.metrics_variables):
-            value = scope.get_current_value(variable)
-            if value is None or value is before.get(id(variable)):
-                continue
-            if self._share is None or id(variable) in metrics:  # of which replicas have their own
-                variable.assign(value)
-            else:
-                changed.append((variable, before[id(variable)], self._own(variable, value, -1)))
-        if changed:
-            keep_of_all(self._share, changed)
 
 
 def refuse(objective):

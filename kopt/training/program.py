@@ -11,15 +11,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kopt._backend import is_seed
 from kopt.distribute import strategy as distributed
 from kopt.distribute.alone import applying
 from kopt.distribute.checks import loops
 from kopt.distribute.shares import current
 from kopt.noise import noise_in
-from kopt.training import losses, oracle, xla
+from kopt.training import losses, xla
+from kopt.training.batch import Batch
 from kopt.training.cache import Cache
 from kopt.training.epochs import CANNOT_COMPILE, over_batches
 from kopt.training.everywhere import step_everywhere
+from kopt.training.oracle import step
 from kopt.training.several import within
 from kopt.training.whole import minimizers, whole_batch
 
@@ -192,7 +195,7 @@ class Program:
 
     def _pays(self, steps, graph):
         """Whether XLA is worth its time for so many steps of this graph, as far as it can compile them."""
-        if self._refused or steps < FEW or any(map(oracle.is_seed, self.weights)):
+        if self._refused or steps < FEW or any(map(is_seed, self.weights)):
             return False
         return xla.pays(steps, xla.operations_of_loop(graph))
 
@@ -242,7 +245,7 @@ class Program:
     def _step(self, X, y, w, weight):
         """Updates the weights from these rows, and returns their part of the loss of a batch of this `weight`."""
         batch = self.batch(X, y, w, weight)
-        oracle.step(self.optimizer, batch, applying(self.outer, self.model.variables))
+        step(self.optimizer, batch, applying(self.outer, self.model.variables))
         return batch.loss
 
     def batch(self, X, y, w, weight):
@@ -260,7 +263,7 @@ class Program:
 
         wrapped = self.outer is not self.optimizer
         factor = self.outer.scale_loss(1.0) if wrapped else self.optimizer.loss_scale_factor
-        return oracle.Batch(self.model, compute, factor, getattr(self.model, "fresh_noise", False), self.loss)
+        return Batch(self.model, compute, factor, getattr(self.model, "fresh_noise", False), self.loss)
 
 
 class SharedProgram(Program):
@@ -292,16 +295,16 @@ class SharedProgram(Program):
             X, y, w = share
             return self.batch(X, y, w, weight)
 
-        def step(share):
+        def share_of_step(share):
             batch = batch_of(share)
-            oracle.step(self.optimizer, batch, applying(self.outer, self.model.variables))
+            step(self.optimizer, batch, applying(self.outer, self.model.variables))
             return batch.loss
 
         rows = X, y, w
         if minimizers(self.optimizer):
             found = step_everywhere(self.optimizer, self.strategy, rows, batch_of, lambda _, batch: batch.loss)
         else:
-            found = distributed.run_shared(self.strategy, step, rows)
+            found = distributed.run_shared(self.strategy, share_of_step, rows)
         return self.strategy.reduce(tf.distribute.ReduceOp.SUM, found, axis=None)
 
 

@@ -34,7 +34,7 @@ class Residuals:
     """The residuals of a batch at some weights, and products with their Jacobian without another look.
 
     Args:
-        batch: a `kopt.training.oracle.Batch`.
+        batch: a `kopt.training.batch.Batch`.
         weights: a tensor for each trainable weight of its model.
 
     Attributes:

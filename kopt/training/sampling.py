@@ -35,7 +35,7 @@ def sample(batch, weights, seed, t):
     differentiate the outputs, call this inside of a tape.
 
     Args:
-        batch: a `kopt.training.oracle.Batch`.
+        batch: a `kopt.training.batch.Batch`.
         weights: a tensor for each trainable weight.
         seed: an integer. Draws depend on it and on `t` alone; each replica has its own.
         t: the step.

@@ -9,8 +9,9 @@ from keras import tree
 
 from kopt._backend import pure
 from kopt.training.alike import OWNER
+from kopt.training.batch import Batch
 from kopt.training.model import track_loss
-from kopt.training.oracle import Batch, computing, step
+from kopt.training.oracle import computing, step
 from kopt.training.program import weights
 
 MANY = 1000

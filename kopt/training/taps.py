@@ -150,7 +150,7 @@ def look(batch, weights, ask):
     """Looks at a batch with taps.
 
     Args:
-        batch: a `kopt.training.oracle.Batch`.
+        batch: a `kopt.training.batch.Batch`.
         weights: a tensor for each trainable weight.
         ask: looks, and returns tensors and what to multiply their Jacobians by.
 

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from kopt._backend import pure
+from kopt._backend import is_seed, pure
 from kopt.distribute import strategy as distributed
 from kopt.training import stacked
 from kopt.training.alike import check_steps
 from kopt.training.memory import advised
-from kopt.training.oracle import is_seed, step
+from kopt.training.oracle import step
 from kopt.training.program import dense, in_blocks
 from kopt.training.stacked import Stacked, in_batches, mapped
 

@@ -115,11 +115,11 @@ def test_a_second_strategy_of_collectives_would_abort_the_process(monkeypatch):
         checks.check_collectives(second, "kopt.Model")
 
 
-def test_xla_over_several_replicas():
+def test_xla_where_replicas_meet_within_the_loss():
     with mirrored().scope():
-        model = network()
+        model = network(layers.BatchNormalization(synchronized=True))
         model.compile("sgd", "mse", jit_compile=True)
-    with pytest.raises(ValueError, match=r"jit_compile must be 'auto' or False over several replicas"):
+    with pytest.raises(ValueError, match=r"jit_compile must be 'auto' or False where replicas have to meet within"):
         model.fit(X, Y, verbose=0)
 
 

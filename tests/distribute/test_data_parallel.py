@@ -103,6 +103,16 @@ def test_optimizers_that_look_again_see_the_whole_batch(optimizer):
     assert_equal(optimizer)
 
 
+@pytest.mark.parametrize("optimizer", [lambda: optimizers.SGD(0.1, 0.9, clipnorm=0.1), lambda: kopt.SAM(kopt.SGD(0.1))])
+def test_xla_compiles_what_each_replica_computes(optimizer, monkeypatch):
+    asked = []
+    plain = tf.function
+    monkeypatch.setattr(tf, "function", lambda *args, **how: asked.append(how) or plain(*args, **how))
+    x, y = data(25)
+    assert_equal(optimizer, lambda: dense(layers.LayerNormalization()), x=x, y=y, jit_compile=True)
+    assert sum(how.get("jit_compile") is True and how.get("autograph") is False for how in asked) >= 2
+
+
 @pytest.mark.parametrize("reduction", ["sum_over_batch_size", "mean_with_sample_weight", "sum"])
 def test_sample_weights_under_each_reduction(reduction):
     loss = losses.MeanSquaredError(reduction=reduction)

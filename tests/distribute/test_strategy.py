@@ -32,9 +32,13 @@ def test_like_strategies_are_one():
     assert distributed.resolve(like) is distributed.resolve("mirrored")
 
 
-def test_auto_is_plain_on_a_single_device(monkeypatch):
-    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: ["/device:CPU:0"] if kind == "CPU" else [])
-    assert distributed.resolve("auto") is None
+def test_auto_says_what_it_picks(monkeypatch, caplog):
+    with caplog.at_level("INFO", "kopt"):
+        assert distributed.replicas(distributed.resolve("auto", "Net")) == 2
+        listed = tf.config.list_logical_devices
+        monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: listed(kind)[:1])
+        assert distributed.resolve("auto", "Net") is None
+    assert caplog.messages == [f"Net: strategy='auto' trains on CPU:0{more}." for more in (", CPU:1", "")]
 
 
 @pytest.mark.parametrize("strategy", ["mirored", 3, tf.distribute.MultiWorkerMirroredStrategy])

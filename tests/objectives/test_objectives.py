@@ -13,8 +13,9 @@ from kopt.layers.base import Noise
 from kopt.objectives.mixing import beta
 from kopt.schedules import Linear
 from kopt.testing import backends
+from kopt.training.batch import Batch
 from kopt.training.look import Look
-from kopt.training.oracle import Batch, computing
+from kopt.training.oracle import computing
 
 RNG = np.random.default_rng(0)
 ROWS, FEATURES, CLASSES = 6, 4, 3

@@ -15,7 +15,8 @@ from kopt.testing import backends
 
 tf = pytest.importorskip("tensorflow")  # whose layers have taps
 from kopt.training import taps  # noqa: E402
-from kopt.training.oracle import Batch, Oracle  # noqa: E402
+from kopt.training.batch import Batch  # noqa: E402
+from kopt.training.oracle import Oracle  # noqa: E402
 
 layers = keras.layers
 

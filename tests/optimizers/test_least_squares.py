@@ -270,7 +270,8 @@ def test_rows_that_only_the_running_step_counts(rows, float64):
 
 
 def oracle_of(model, x, y):
-    from kopt.training.oracle import Batch, Oracle
+    from kopt.training.batch import Batch
+    from kopt.training.oracle import Oracle
 
     def compute(through):
         outputs = model(x, training=True)

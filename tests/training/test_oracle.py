@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 
 import kopt
-from kopt.training.oracle import Batch, Oracle
+from kopt.training.batch import Batch
+from kopt.training.oracle import Oracle
 
 layers = keras.layers
 MODES = {

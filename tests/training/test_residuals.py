@@ -11,7 +11,8 @@ import tensorflow as tf
 from keras import ops
 
 import kopt
-from kopt.training.oracle import Batch, Oracle
+from kopt.training.batch import Batch
+from kopt.training.oracle import Oracle
 
 layers, L2, L1L2 = keras.layers, keras.regularizers.L2, keras.regularizers.L1L2
 MODES = {

@@ -7,7 +7,8 @@ import tensorflow as tf
 
 import kopt
 from kopt.testing import backends
-from kopt.training.oracle import Batch, Oracle
+from kopt.training.batch import Batch
+from kopt.training.oracle import Oracle
 from kopt.training.sampling import sample
 
 layers, losses = keras.layers, keras.losses

@@ -10,7 +10,8 @@ import tensorflow as tf
 
 import kopt
 from kopt.training import taps
-from kopt.training.oracle import Batch, Oracle
+from kopt.training.batch import Batch
+from kopt.training.oracle import Oracle
 
 layers = keras.layers
 MODES = {
