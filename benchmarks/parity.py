@@ -75,19 +75,23 @@ def fitted(kind, strategy, optimizer, *, rows=ROWS, options=(), scaled=False, we
     return model.get_weights()
 
 
-def difference(kind, replicas, optimizer, case):
-    """The largest difference of a weight between some replicas and one device, as text."""
+def differences(kind, replicas, optimizer, case):
+    """For each number of replicas the largest difference of a weight between them and one device, as text."""
     try:
         one = fitted(kind, tf.distribute.get_strategy(), optimizer, **CASES[case])
     except (TypeError, ValueError):  # such an optimizer has no such option, or keras.Model cannot show it enough
-        return "-"
-    devices = [f"CPU:{i}" for i in range(replicas)]
-    strategy = tf.distribute.MirroredStrategy(devices, cross_device_ops=tf.distribute.ReductionToOneDevice())
-    try:
-        many = fitted(kind, strategy, optimizer, **CASES[case])
-    except Exception:  # of Keras and TensorFlow, of many kinds
-        return "fails"
-    return f"{max(np.abs(a - b).max() for a, b in zip(one, many, strict=True)):.0e}"
+        return ["-"] * len(replicas)
+    found = []
+    for number in replicas:
+        devices = [f"CPU:{i}" for i in range(number)]
+        strategy = tf.distribute.MirroredStrategy(devices, cross_device_ops=tf.distribute.ReductionToOneDevice())
+        try:
+            many = fitted(kind, strategy, optimizer, **CASES[case])
+        except Exception:  # of Keras and TensorFlow, of many kinds
+            found.append("fails")
+        else:
+            found.append(f"{max(np.abs(a - b).max() for a, b in zip(one, many, strict=True)):.0e}")
+    return found
 
 
 def main():
@@ -103,9 +107,9 @@ def main():
     )
     for optimizer in asked.optimizers:
         for kind in (kopt.Model, keras.Model):
-            for replicas in asked.replicas:
-                found = [difference(kind, replicas, optimizer, case) for case in asked.cases]
-                table.add_row(optimizer, f"{kind.__module__.partition('.')[0]}.Model", str(replicas), *found)
+            found = [differences(kind, asked.replicas, optimizer, case) for case in asked.cases]
+            for replicas, *row in zip(asked.replicas, *found, strict=True):
+                table.add_row(optimizer, f"{kind.__module__.partition('.')[0]}.Model", str(replicas), *row)
         table.add_section()
     Console(width=130).print(table)
 
