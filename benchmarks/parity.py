@@ -1,7 +1,7 @@
 """How far n replicas are from one device: kopt.Model, and Keras's own fit beside it.
 
 python benchmarks/parity.py
-python benchmarks/parity.py --optimizers Adam KFAC --replicas 3
+python benchmarks/parity.py --optimizers Lion kopt.KFAC --replicas 3
 
 Three epochs of a small network on 61 rows in batches of 16, of which the last has 13. A figure is the largest
 difference of a weight from the same fit on one device, of the same library; "fails" stands for an error, "-" for what
@@ -9,6 +9,7 @@ there is not. Replicas are logical CPUs of this machine.
 """
 
 import argparse
+import functools
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -41,6 +42,13 @@ OPTIMIZERS = {
 }
 """What each makes of the options of `CASES`; KFAC has the data's labels, for drawn ones are others on each replica."""
 
+OTHERS = {
+    name: functools.partial(kind, 0.01)
+    for name, kind in vars(optimizers).items()
+    if isinstance(kind, type) and name not in ("Optimizer", "LossScaleOptimizer", *OPTIMIZERS)
+}
+"""The rest of Keras's, on demand."""
+
 CASES = {
     "even": dict(rows=EVEN),
     "uneven": {},
@@ -65,7 +73,7 @@ def network(kind, normalized):
 def fitted(kind, strategy, optimizer, *, rows=ROWS, options=(), scaled=False, weighted=False, normalized=False):
     """The weights after a fit."""
     with strategy.scope():
-        model, own = network(kind, normalized), OPTIMIZERS[optimizer](**dict(options))
+        model, own = network(kind, normalized), (OPTIMIZERS | OTHERS)[optimizer](**dict(options))
         if scaled:
             own = optimizers.LossScaleOptimizer(own, initial_scale=4.0, dynamic_growth_steps=2)
         reduction = "mean_with_sample_weight" if weighted else "sum_over_batch_size"
@@ -96,7 +104,7 @@ def differences(kind, replicas, optimizer, case):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--optimizers", nargs="+", default=list(OPTIMIZERS), choices=list(OPTIMIZERS))
+    parser.add_argument("--optimizers", nargs="+", default=list(OPTIMIZERS), choices=[*OPTIMIZERS, *OTHERS])
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--replicas", nargs="+", type=int, default=[2, 4])
     asked = parser.parse_args()

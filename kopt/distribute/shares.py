@@ -22,7 +22,7 @@ class Share(NamedTuple):
     """How much of a batch a replica has.
 
     Attributes:
-        rows: its rows, a float32 scalar.
+        rows: its rows, a float64 scalar.
         batch: those of all replicas.
     """
 
@@ -50,7 +50,7 @@ def sharing(rows):
     if replicas() == 1 or current() is not None:
         yield
         return
-    number = tf.cast(number_of(next(x for x in tree.flatten(rows) if x is not None)), tf.float32)
+    number = tf.cast(number_of(next(x for x in tree.flatten(rows) if x is not None)), tf.float64)
     _here.share = Share(number, sum_over_replicas([number])[0])
     try:
         with _shared_losses:
