@@ -10,8 +10,8 @@ from sklearn.datasets import load_digits
 
 import kopt
 
-if not tf.config.list_physical_devices("GPU"):
-    (cpu,) = tf.config.list_physical_devices("CPU")
+(cpu,) = tf.config.list_physical_devices("CPU")
+if not tf.config.list_physical_devices("GPU") and tf.config.get_logical_device_configuration(cpu) is None:
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 devices = [device.name for device in tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")]
 

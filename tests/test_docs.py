@@ -1,5 +1,6 @@
 """Every Python block of the README and of the docs runs, in order, and so does every example."""
 
+import json
 import pathlib
 import re
 import runpy
@@ -12,6 +13,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 SMALL = {
     "autoencoder_kfac.py": ["--steps", "10"],
     "calibration.py": ["--epochs", "4", "--rows", "1000"],
@@ -50,6 +52,17 @@ def test_example_runs(example, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", [str(example), *SMALL.get(example.name, [])])
     runpy.run_path(str(example), run_name="__main__")
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name_of)
+def test_notebook_runs(notebook, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for cell in json.loads(notebook.read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            lines = [line for line in cell["source"] if not line.startswith("!")]  # a shell's
+            exec(compile("".join(lines), notebook, "exec"), names)
+    assert names["difference"] < 1e-5
 
 
 def test_the_readme_is_short():

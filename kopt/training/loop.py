@@ -51,7 +51,7 @@ class Engine:
         def make():
             strategy = model.distribute_strategy
             mirrored = isinstance(strategy, tf.distribute.MirroredStrategy)
-            if mirrored:  # while no replica computes, since they cannot make variables
+            if tf.distribute.has_strategy():  # whose replicas cannot make variables, nor can a trace in its scope
                 model._symbolic_build(data_batch=_packed(data.structure, data.specs))
             step = over_replicas(strategy, model, task) if mirrored else getattr(model, f"{task}_step")
             step = Step(step, data.structure, data.specs, loops(strategy))

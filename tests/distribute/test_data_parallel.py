@@ -322,7 +322,7 @@ def test_a_strategy_of_one_device_computes_what_none_does(kind):
     device = backends.two_devices()[1]
     for jit in (True, False):
         one, two = (
-            trained(strategy, lambda: kopt.Adam(0.03), jit_compile=jit)[0]
+            trained(strategy, lambda: optimizers.AdamW(0.03), jit_compile=jit)[0]
             for strategy in (tf.distribute.get_strategy(), kind(device))
         )
         for a, b in zip(one.get_weights(), two.get_weights(), strict=True):
