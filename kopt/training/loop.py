@@ -49,11 +49,10 @@ class Engine:
         """The program for a task on data of these types, from the cache or made anew."""
 
         def make():
-            strategy = model.distribute_strategy
-            mirrored = isinstance(strategy, tf.distribute.MirroredStrategy)
-            if tf.distribute.has_strategy():  # whose replicas cannot make variables, nor can a trace in its scope
-                model._symbolic_build(data_batch=_packed(data.structure, data.specs))
-            step = over_replicas(strategy, model, task) if mirrored else getattr(model, f"{task}_step")
+            strategy, step = model.distribute_strategy, getattr(model, f"{task}_step")
+            if tf.distribute.has_strategy():
+                model._symbolic_build(data_batch=_packed(data.structure, data.specs))  # replicas make no variables
+                step = over_replicas(strategy, model, task)
             step = Step(step, data.structure, data.specs, loops(strategy))
             if task == "predict":
                 return Predictions(step)
