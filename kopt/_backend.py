@@ -132,7 +132,7 @@ def replicas():
 
 def sum_over_replicas(tensors):
     """Each of these tensors, or None, summed over all replicas; as they are where none computes."""
-    if not under_strategy():
+    if replicas() == 1:
         return tensors
     import tensorflow as tf
 

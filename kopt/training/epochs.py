@@ -84,8 +84,7 @@ class Step:
 def over_replicas(strategy, model, task):
     """A model's step for a task, on a batch of which each replica of a strategy takes its share."""
     step = getattr(model, f"{task}_step")
-    several = strategy.num_replicas_in_sync > 1
-    beside = several and task == "train" and minimizers(model.optimizer)  # these call the replicas themselves
+    beside = task == "train" and minimizers(model.optimizer)  # these call the replicas themselves
 
     def whole(data):
         found = step(data) if beside else run_shared(strategy, step, data)

@@ -90,7 +90,7 @@ class MicroBatched(Oracle):
 
     def at(self, weights):
         """As in `Oracle`."""
-        return MicroBatched(self._batch, self.parts, self.compute, weights)
+        return type(self)(self._batch, self.parts, self.compute, weights)
 
     def _mean(self, ask, like):
         def answer(part):

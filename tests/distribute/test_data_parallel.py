@@ -92,12 +92,12 @@ def test_optimizers_of_keras_step_as_on_one_device(optimizer):
         lambda: kopt.SAM(kopt.SGD(0.1)),
         lambda: optimizers.LossScaleOptimizer(kopt.SAM(kopt.SGD(0.1)), initial_scale=4.0, dynamic_growth_steps=2),
         lambda: kopt.LineSearch(kopt.SGD(0.1)),
-        lambda: kopt.LBFGS(stochastic=True),
+        lambda: kopt.Switch([(kopt.Adam(0.03), 3), (kopt.LBFGS(stochastic=True), None)]),
         lambda: kopt.KFAC(0.1, fisher="empirical"),
         pytest.param(lambda: kopt.SophiaH(0.01), marks=pytest.mark.slow),
         pytest.param(lambda: kopt.MoMo(0.1), marks=pytest.mark.slow),
     ],
-    ids=["SAM", "scaled_SAM", "LineSearch", "LBFGS", "KFAC", "SophiaH", "MoMo"],
+    ids=["SAM", "scaled_SAM", "LineSearch", "Adam_then_LBFGS", "KFAC", "SophiaH", "MoMo"],
 )
 def test_optimizers_that_look_again_see_the_whole_batch(optimizer):
     assert_equal(optimizer)
