@@ -1,0 +1,83 @@
+"""Which devices are meant, and how variables come to lie on them."""
+
+import gc
+
+import keras
+import tensorflow as tf
+
+
+def devices_of(devices, number, owner):
+    """Returns the full names of so many devices.
+
+    Args:
+        devices: names such as `"GPU:1"` or `"/job:stage/task:0/device:CPU:0"`, one for each; all GPUs, or all logical
+            CPUs where there is no GPU, where None.
+        number: how many are needed.
+        owner: who asks, for errors.
+
+    Raises:
+        ValueError: there is no such device, or there are not as many.
+    """
+    known = tf.config.list_logical_devices()
+    if devices is None:
+        found = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+        names = [device.name for device in found][:number]
+    else:
+        names = [_full(device, known, owner) for device in devices]
+    if len(names) != number:
+        raise ValueError(
+            f"{owner}: devices must be {number}, one for each stage of each pipeline, got {len(names)}: {names}. Name "
+            "a device several times to let it have several stages."
+        )
+    return names
+
+
+def _full(device, known, owner):
+    """The full name of a device among those that are known."""
+    try:
+        asked = tf.DeviceSpec.from_string(device)
+    except (ValueError, AttributeError, TypeError):
+        asked = None
+    for each in known if asked is not None and asked.device_type else ():
+        spec = tf.DeviceSpec.from_string(each.name)
+        pairs = [(asked.job, spec.job or "localhost"), (asked.replica, spec.replica or 0), (asked.task, spec.task or 0)]
+        pairs += [(asked.device_type, spec.device_type), (asked.device_index or 0, spec.device_index)]
+        if all(one is None or one == other for one, other in pairs):
+            return each.name
+    names = ", ".join(each.name for each in known)
+    raise ValueError(f"{owner}: devices must be among {names}, got {device!r}.")
+
+
+def place(variables, device):
+    """Makes Keras variables lie on a device; returns those that did not."""
+    moved = []
+    for variable in variables:
+        if not _same(variable.value.device, device):
+            with tf.device(device):
+                variable._initialize(tf.identity(variable.value))
+            moved.append(variable)
+    return moved
+
+
+def _same(one, other):
+    """Whether two full names are those of one device: a process without a cluster leaves its own job out."""
+    specs = [tf.DeviceSpec.from_string(name) for name in (one, other)]
+    parts = [(x.job or "localhost", x.replica or 0, x.task or 0, x.device_type, x.device_index) for x in specs]
+    return parts[0] == parts[1]
+
+
+def forget_programs(variables):
+    """Lets every model that has some of these variables, which were moved, trace its functions anew.
+
+    What a model has compiled before would go on with the variables as they were. No model knows which others share
+    its layers, so that all are looked for.
+    """
+    moved = {id(variable) for variable in variables}
+    for model in [each for each in gc.get_objects() if issubclass(type(each), keras.Model)]:
+        if moved.isdisjoint(map(id, getattr(model, "variables", ()))):
+            continue
+        for task in ("train", "test", "predict"):
+            if hasattr(model, f"{task}_function"):
+                setattr(model, f"{task}_function", None)
+        if (engine := model.__dict__.get("_compiled_engine")) is not None:  # of a kopt.Model
+            engine.forget()
