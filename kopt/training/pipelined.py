@@ -1,6 +1,7 @@
 """A `kopt.Model` whose layers lie on several devices, in stages, through which a batch goes in micro-batches."""
 
 import contextlib
+import functools
 from numbers import Integral
 from typing import Any
 
@@ -179,6 +180,14 @@ class PipelineModel(FunctionalModel):
         how = dict(weighted_metrics=weighted_metrics, run_eagerly=run_eagerly, steps_per_execution=steps_per_execution)
         super().compile(optimizer, loss, loss_weights, metrics, **how, jit_compile=False, auto_scale_loss=auto_scale_loss)
         self._check_optimizer()
+
+    @functools.wraps(Model.fit)
+    def fit(self, *args, **kwargs):
+        """Trains the model, as `kopt.Model.fit` does."""
+        optimizer: Any = getattr(self, "optimizer", None)
+        if optimizer is not None and not optimizer.built:  # here, since slots made within a trace lie anywhere
+            optimizer.build(self.trainable_variables)
+        return super().fit(*args, **kwargs)
 
     def compile_from_config(self, config):
         """Compiles a loaded model."""

@@ -51,7 +51,7 @@ class StageProgram:
 
     def __init__(self, model, stage, weights, state, loss=None):
         self.model, self.stage, self.weights, self.state, self.loss = model, stage, weights, state, loss
-        self.run = tf.function(self._run, autograph=False)
+        self.run = tf.function(self._run, autograph=False, experimental_attributes={"_noinline": True})
 
     def _run(self, weights, state, takes, share, extra):
         variables, values = [*self.weights, *self.state], [*weights, *state]

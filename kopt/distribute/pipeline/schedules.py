@@ -54,12 +54,13 @@ def one_forward_one_backward(stages, micro_batches):
 SCHEDULES = {"1f1b": one_forward_one_backward, "gpipe": gpipe}
 
 
-def run(table, seconds=lambda task, stage: 1.0):
+def run(table, seconds=lambda task, stage: 1.0, early=lambda task, stage: 0.0):
     """Plays a schedule, with as many workers as stages.
 
     Args:
         table: for each stage the list of its `Task`s.
         seconds: how long a task takes at a stage.
+        early: how much of that can be done before what the task needs from other stages is there.
 
     Yields:
         (start, end, stage, task), by starts: each task as soon as its stage is free and what it needs is there.
@@ -74,7 +75,8 @@ def run(table, seconds=lambda task, stage: 1.0):
         for stage, tasks in enumerate(left):
             needs = [] if not tasks else _before(tasks[0], stage, len(table))
             if tasks and all(need in ends for need in needs):
-                ready.append((max([free[stage], *(ends[need] for need in needs)]), stage))
+                ahead = early(tasks[0], stage)
+                ready.append((max([free[stage], *(ends[need] - ahead for need in needs)]), stage))
         if not ready:
             raise ValueError(f"schedule: a task must come after what it needs, got {table!r}.")
         start, stage = min(ready)
