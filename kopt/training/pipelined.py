@@ -88,14 +88,19 @@ class PipelineModel(FunctionalModel):
         check_range(owner, "[1, inf)", kind=Integral, pipelines=pipelines)
         check_choice(owner, tuple(SCHEDULES), schedule=schedule)
         check_choice(owner, (True, False), recompute=recompute)
-        if isinstance(stages, str) or not isinstance(stages, list | tuple):
+        by_hand = isinstance(stages, list | tuple)
+        if not by_hand and not isinstance(stages, Integral):
+            rule = "stages must be the number of stages, or a list of the names of layers that end one"
+            raise TypeError(f"{owner}: {rule}, got {stages!r}.")
+        if not by_hand:
             check_range(owner, "[1, inf)", kind=Integral, stages=stages)
+        if devices is not None and not isinstance(devices, list | tuple):
+            raise TypeError(f"{owner}: devices must be a list of names, got {devices!r}.")
         if tf.distribute.has_strategy():
             raise ValueError(f"{owner}: must be made outside of any strategy's scope. Set pipelines for data parallelism.")
         if self.compute_residuals is not None:
             raise ValueError(f"{owner}: compute_residuals must not be defined, for it wants all rows. Try kopt.Model.")
         super().__init__(inputs, outputs, name=name, **kwargs)
-        by_hand = not isinstance(stages, int)
         number = len(stages) + 1 if by_hand else stages
         names = placement.devices_of(devices, number * pipelines, owner)
         ends = graph.ends_of(self, stages, owner) if by_hand else balance.balanced(self, stages, owner)

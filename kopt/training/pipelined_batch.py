@@ -25,11 +25,11 @@ class PipelinedBatch(Batch):
     """
 
     def __init__(self, model, x, y, sample_weight, scale=None):
+        build_losses(model, y)
         super().__init__(model, None, scale)
         self.x, self.y, self.sample_weight = x, y, sample_weight
         self.rows = tf.shape(next(part for part in tree.flatten(x) if part is not None))[0]
         self.number = model._pipeline["micro_batches"] * model._pipeline["pipelines"]
-        build_losses(model, y)
 
     def look(self, weights, through=None):
         """Refused."""
