@@ -89,6 +89,8 @@ class PipelinedBatch(Batch):
         starts = [tf.minimum(start, self.rows - 1) for start in bounds[:-1]]
         pieces = [(start, start + tf.maximum(count, 1)) for start, count in zip(starts, self._counts, strict=True)]
         inputs = self.model._standardize_inputs(self.x)
+        if odd := [type(x).__name__ for x in inputs if not isinstance(x, tf.Tensor)]:
+            raise ValueError(f"{type(self.model).__name__}: x must be dense tensors, one for each input, got {odd[0]}.")
         self._shares = _shares(self._counts)
         self._factors = self._loss_factors(pieces)
         data = self.x, self.y, self.sample_weight

@@ -113,9 +113,12 @@ def test_a_pipeline_takes_the_steps_of_one_device(pipeline):
 
 @pytest.fixture
 def float64():
+    policy = keras.config.dtype_policy()
     keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
     yield
     keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy(policy)
 
 
 @pytest.mark.usefixtures("float64")
@@ -264,6 +267,7 @@ def test_a_dataset_and_single_batches():
     one, many = make(chain), make(chain, kopt.PipelineModel, stages=["a"], micro_batches=4, devices=TWO)
     for model in (one, many):
         model.fit(dataset, shuffle=False, verbose=0)
+        gc.collect()  # what a trace made has to live on
         model.train_on_batch(X[:7], Y[:7])
     assert_same(one, many, {}, {})
 
@@ -383,6 +387,17 @@ def test_losses_that_do_not_add_up_are_refused():
         model.fit({"left": X[:, :4], "right": X[:, 4:]}, y, verbose=0)
 
 
+def test_sparse_rows_are_refused():
+    def network():
+        inputs = keras.Input((6,), sparse=True)
+        return inputs, layers.Dense(3, name="b")(layers.Dense(6, name="a")(inputs))
+
+    model = make(network, kopt.PipelineModel, stages=["a"], micro_batches=2, devices=TWO)
+    dataset = tf.data.Dataset.from_tensors((tf.sparse.from_dense(X), Y))
+    with pytest.raises(ValueError, match="x must be dense tensors, one for each input, got SparseTensor"):
+        model.fit(dataset, shuffle=False, verbose=0)
+
+
 def test_a_state_in_two_stages_is_refused():
     def network():
         inputs, norm = keras.Input((6,)), layers.BatchNormalization(name="norm")
@@ -392,4 +407,3 @@ def test_a_state_in_two_stages_is_refused():
     model = make(network, kopt.PipelineModel, stages=["a"], micro_batches=2, devices=TWO)
     with pytest.raises(ValueError, match="norm/moving_mean is changed in stages 0 and 1. Cut elsewhere"):
         model.fit(X, Y, verbose=0)
-    gc.collect()

@@ -1,6 +1,7 @@
 """Stages that take the same time, as far as the layers allow."""
 
 import time
+from typing import Any
 
 import keras
 import numpy as np
@@ -27,13 +28,15 @@ def seconds(model, repeats=3):
     """
     generator = np.random.default_rng(0)
     found, env = [], {id(tensor): _rows(tensor, generator) for tensor in model.inputs}
-    mapping = [(variable, tf.identity(variable.value)) for variable in model.variables]
     for node in nodes_of(model):
-        taken = []
-        for _ in range(repeats + 1):
-            start = time.perf_counter()
-            outputs = _both_ways(node, env, mapping)
-            taken.append(time.perf_counter() - start)
+        mapping = [(variable, tf.identity(variable.value)) for variable in getattr(node.operation, "variables", ())]
+        taken: list[float] = []
+        outputs: Any = None
+        for _ in range(repeats + 1):  # the first one may have to compile
+            with keras.StatelessScope(mapping, collect_losses=True):
+                start = time.perf_counter()
+                outputs = _both_ways(node, env, [x for _, x in mapping])
+                taken.append(time.perf_counter() - start)
         env |= {id(symbol): x for symbol, x in zip(node.output_tensors, tree.flatten(outputs), strict=True)}
         found.append(min(taken[1:]))
     return found
@@ -46,17 +49,15 @@ def _rows(tensor, generator):
     return tf.fill(shape, "") if tensor.dtype == "string" else tf.zeros(shape, tensor.dtype)
 
 
-def _both_ways(node, env, mapping):
+def _both_ways(node, env, weights):
     """A node's outputs, after the way back."""
-    operation = node.operation
-    weights = [x for variable, x in mapping if any(variable is own for own in getattr(operation, "variables", ()))]
     arguments, keywords = node.arguments.fill_in(env)
-    if getattr(operation, "_call_has_training_arg", False):
+    if getattr(node.operation, "_call_has_training_arg", False):
         keywords["training"] = True
     sources = [x for x in (*weights, *(env[id(t)] for t in node.input_tensors)) if x.dtype.is_floating]
-    with keras.StatelessScope(mapping, collect_losses=True), tf.GradientTape(watch_accessed_variables=False) as tape:
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(sources)
-        outputs = operation(*arguments, **keywords)
+        outputs = node.operation(*arguments, **keywords)
     floats = [x for x in tree.flatten(outputs) if x.dtype.is_floating]
     slopes = tape.gradient(floats, sources) if floats and sources else []
     for x in (*tree.flatten(outputs), *(slope for slope in slopes if slope is not None)):

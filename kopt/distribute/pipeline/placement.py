@@ -74,10 +74,8 @@ def forget_programs(variables):
     """
     moved = {id(variable) for variable in variables}
     for model in [each for each in gc.get_objects() if issubclass(type(each), keras.Model)]:
-        if moved.isdisjoint(map(id, getattr(model, "variables", ()))):
+        if "_layers" not in vars(model) or moved.isdisjoint(map(id, model.variables)):  # not even begun, or another's
             continue
-        for task in ("train", "test", "predict"):
-            if hasattr(model, f"{task}_function"):
-                setattr(model, f"{task}_function", None)
+        model.train_function = model.test_function = model.predict_function = None
         if (engine := model.__dict__.get("_compiled_engine")) is not None:  # of a kopt.Model
             engine.forget()
