@@ -162,11 +162,15 @@ def main():
                 row = [schedule, recompute, pipelines, stages, micro_batches]
                 table.add_row(*map(str, row), f"{ideal:.2f}", f"{taken:.2f}", f"{ideal / taken:.1%}", str(most))
     Console().print(table)
-    table = Table("schedule", "recompute", "MB", title="Activations of a step, 4 stages, 8 micro-batches", box=box.SIMPLE)
+    table = Table(
+        "schedule", "recompute", "MB", title="Activations of a step, 4 stages, 8 micro-batches", box=box.SIMPLE
+    )
     for schedule in schedules.SCHEDULES:
         for recompute in (False, True):
             how = json.dumps(dict(schedule=schedule, recompute=recompute))
-            found = subprocess.run([sys.executable, __file__, "--memory", how], capture_output=True, text=True, check=True)
+            found = subprocess.run(
+                [sys.executable, __file__, "--memory", how], capture_output=True, text=True, check=True
+            )
             table.add_row(schedule, str(recompute), f"{float(found.stdout):.0f}")
     Console().print(table)
 

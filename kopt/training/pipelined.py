@@ -69,6 +69,11 @@ class PipelineModel(FunctionalModel):
         Narayanan et al., *PipeDream*, 2019. https://arxiv.org/abs/1806.03377
     """
 
+    _pipeline: Any = None
+    _stages: Any = None
+    _devices: Any = None
+    _found: Any = None
+
     def __init__(
         self,
         inputs,
@@ -97,11 +102,13 @@ class PipelineModel(FunctionalModel):
         if devices is not None and not isinstance(devices, list | tuple):
             raise TypeError(f"{owner}: devices must be a list of names, got {devices!r}.")
         if tf.distribute.has_strategy():
-            raise ValueError(f"{owner}: must be made outside of any strategy's scope. Set pipelines for data parallelism.")
+            raise ValueError(
+                f"{owner}: must be made outside of any strategy's scope. Set pipelines for data parallelism."
+            )
         if self.compute_residuals is not None:
             raise ValueError(f"{owner}: compute_residuals must not be defined, for it wants all rows. Try kopt.Model.")
         super().__init__(inputs, outputs, name=name, **kwargs)
-        number = len(stages) + 1 if by_hand else stages
+        number = len(stages) + 1 if by_hand else int(stages)
         names = placement.devices_of(devices, number * pipelines, owner)
         ends = graph.ends_of(self, stages, owner) if by_hand else balance.balanced(self, stages, owner)
         how = dict(micro_batches=int(micro_batches), schedule=schedule, pipelines=int(pipelines), recompute=recompute)
@@ -109,10 +116,6 @@ class PipelineModel(FunctionalModel):
         self.__dict__["_stages"] = graph.cut(self, ends)
         self.__dict__["_devices"] = [names[i : i + number] for i in range(0, len(names), number)]
         self._place()
-
-    _pipeline: Any = None
-    _stages: Any = None
-    _devices: Any = None
 
     @property
     def stages(self):
@@ -128,8 +131,6 @@ class PipelineModel(FunctionalModel):
     def losses(self):
         """What layers and regularizers add to the loss."""
         return super().losses if self._found is None else self._found
-
-    _found: Any = None
 
     @contextlib.contextmanager
     def _without_losses(self):
@@ -171,8 +172,7 @@ class PipelineModel(FunctionalModel):
         """Configures the model for training, as `keras.Model.compile` does, without XLA.
 
         Raises:
-            ValueError: `jit_compile` is True, there is an `objective`, or the optimizer asks for more of each batch than
-                its gradient.
+            ValueError: `jit_compile` is True, there is an `objective`, or the optimizer asks for more than gradients.
         """
         who = type(self).__name__
         if jit_compile is True:
@@ -182,8 +182,9 @@ class PipelineModel(FunctionalModel):
                 f"{who}: objective must be None, got {type(objective).__name__}, which looks at all rows of a batch at "
                 "once. Try kopt.Model."
             )
-        how = dict(weighted_metrics=weighted_metrics, run_eagerly=run_eagerly, steps_per_execution=steps_per_execution)
-        super().compile(optimizer, loss, loss_weights, metrics, **how, jit_compile=False, auto_scale_loss=auto_scale_loss)
+        how: dict[str, Any] = dict(weighted_metrics=weighted_metrics, run_eagerly=run_eagerly)
+        how |= dict(steps_per_execution=steps_per_execution, jit_compile=False, auto_scale_loss=auto_scale_loss)
+        super().compile(optimizer, loss, loss_weights, metrics, **how)
         self._check_optimizer()
 
     @functools.wraps(Model.fit)

@@ -1,5 +1,6 @@
 """A batch as a pipeline takes it: in micro-batches whose losses and gradients add up to its own."""
 
+import itertools
 from typing import Any
 
 import keras
@@ -69,8 +70,9 @@ class PipelinedBatch(Batch):
             used = {id(v): v for v in stage.used}
             if last:  # where losses are computed, with the model's own variables, and metrics that compute_loss has
                 used |= {id(v): v for v in (*self.variables, *others) if id(v) not in of_layers}
-            some = [[v for v in used.values() if (id(v) in trained) is kind] for kind in (True, False)]
-            programs.append(StageProgram(model, stage, *some, self._loss if last else None))
+            weights = [v for v in used.values() if id(v) in trained]
+            state = [v for v in used.values() if id(v) not in trained]
+            programs.append(StageProgram(model, stage, weights, state, self._loss if last else None))
         return programs
 
     def _loss(self, outputs, extra):
@@ -85,7 +87,7 @@ class PipelinedBatch(Batch):
     def _feeds(self):
         """A `Feed` for each micro-batch. One without rows borrows a row, which does not count."""
         bounds = [self.rows * number // self.number for number in range(self.number + 1)]
-        self._counts = [end - start for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
+        self._counts = [end - start for start, end in itertools.pairwise(bounds)]
         starts = [tf.minimum(start, self.rows - 1) for start in bounds[:-1]]
         pieces = [(start, start + tf.maximum(count, 1)) for start, count in zip(starts, self._counts, strict=True)]
         inputs = self.model._standardize_inputs(self.x)
@@ -106,7 +108,9 @@ class PipelinedBatch(Batch):
         reductions = {getattr(loss, "reduction", "sum_over_batch_size") for loss in tree.flatten(self.losses)}
         who = type(self.model).__name__
         if len(reductions) > 1 or reductions & {None, "none"}:
-            raise ValueError(f"{who}: all losses must be reduced alike, to means or sums, got {sorted(map(str, reductions))}.")
+            raise ValueError(
+                f"{who}: all losses must be reduced alike, to means or sums, got {sorted(map(str, reductions))}."
+            )
         (reduction,) = reductions
         if reduction == "sum":
             return [tf.cast(count > 0, "float32") for count in self._counts]
@@ -116,8 +120,8 @@ class PipelinedBatch(Batch):
             weights = []
         if len(weights) > 1 or len(masks) > 1 or (masks and len(self.model.outputs) > 1):
             raise ValueError(
-                f"{who}: what the losses are divided by must be the same for all outputs, and several outputs have masks, "
-                f"or sample weights under reduction={reduction!r}. Join the outputs, or weigh them by hand."
+                f"{who}: all outputs must share what their losses are divided by, and several have masks, or sample "
+                f"weights under reduction={reduction!r}. Join the outputs, or weigh them by hand."
             )
         if not masks and not weights:
             return self._shares

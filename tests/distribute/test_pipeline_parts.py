@@ -104,7 +104,7 @@ def test_balance_goes_by_measured_time():
     for number, times in enumerate([1, 1, 1, 1, 1, 25]):
         x = Slow(times, name=f"layer{number}")(x)
     assert balance.balanced(keras.Model(inputs, x), 2, "Test") == [5]
-    with pytest.raises(ValueError, match="Test: stages must be at most 6, the number of layers of .*, got 7"):
+    with pytest.raises(ValueError, match=r"Test: stages must be at most 6, the number of layers of .*, got 7"):
         balance.balanced(keras.Model(inputs, x), 7, "Test")
 
 

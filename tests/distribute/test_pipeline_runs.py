@@ -68,7 +68,8 @@ CONTROLLER = """
     found = []
     for optimizer in (keras.optimizers.Adam, kopt.AdamW):
         one, history = fit(kopt.Model, optimizer(0.01, epsilon=1e-3))
-        many, other = fit(kopt.PipelineModel, optimizer(0.01, epsilon=1e-3), stages=["a"], micro_batches=3, devices=devices)
+        how = dict(stages=["a"], micro_batches=3, devices=devices)
+        many, other = fit(kopt.PipelineModel, optimizer(0.01, epsilon=1e-3), **how)
         found.append(max(np.abs(a - b).max() for a, b in zip(one.get_weights(), many.get_weights())))
         found += [np.abs(np.subtract(history[name], other[name])).max() for name in history]
         found.append(np.abs(one.predict(x, verbose=0) - many.predict(x, verbose=0)).max())

@@ -93,9 +93,7 @@ def assert_same(one, many, history, other, tolerance=1e-6):
 
 PIPELINES = {
     "1f1b": dict(stages=["a", "b"], micro_batches=4, devices=THREE),
-    "gpipe, recomputing": dict(
-        stages=["a", "b"], micro_batches=3, devices=THREE, schedule="gpipe", recompute=True
-    ),
+    "gpipe, recomputing": dict(stages=["a", "b"], micro_batches=3, devices=THREE, schedule="gpipe", recompute=True),
     "more than rows": dict(stages=["b"], micro_batches=8, devices=TWO, recompute=True),
     "two pipelines": dict(stages=["c"], micro_batches=2, devices=FOUR, pipelines=2),
 }
@@ -130,7 +128,9 @@ def test_in_float64_to_its_precision():
 OPTIMIZERS = {
     "Keras, clipped": lambda: keras.optimizers.SGD(0.3, global_clipnorm=0.05),
     "Keras, accumulating": lambda: keras.optimizers.Adam(0.01, gradient_accumulation_steps=2, epsilon=1e-3),
-    "clipped, averaged": lambda: kopt.AdamW(0.01, global_clipnorm=0.05, use_ema=True, ema_overwrite_frequency=3, epsilon=1e-3),
+    "clipped, averaged": lambda: kopt.AdamW(
+        0.01, global_clipnorm=0.05, use_ema=True, ema_overwrite_frequency=3, epsilon=1e-3
+    ),
     "accumulating": lambda: kopt.Adam(0.01, gradient_accumulation_steps=2, epsilon=1e-3),
     "guarded, scaled": lambda: keras.optimizers.LossScaleOptimizer(kopt.Lion(0.01, skip_nonfinite=True)),
     "scalars of all weights": lambda: kopt.Prodigy(),
@@ -232,7 +232,11 @@ def test_each_micro_batch_draws_its_own_noise_and_the_same_in_every_run():
 
     def network():
         inputs = keras.Input((6,))
-        return inputs, layers.Activation("linear", name="end")(layers.Dense(6, "linear", name="b", trainable=False, kernel_initializer="identity")(Noise(name="noise")(inputs)))
+        return inputs, layers.Activation("linear", name="end")(
+            layers.Dense(6, "linear", name="b", trainable=False, kernel_initializer="identity")(
+                Noise(name="noise")(inputs)
+            )
+        )
 
     def outputs(recompute):
         how = dict(stages=["noise", "b"], micro_batches=2, devices=FOUR + TWO, pipelines=2, recompute=recompute)
@@ -254,7 +258,9 @@ def test_each_micro_batch_draws_its_own_noise_and_the_same_in_every_run():
 def test_mixed_precision_with_its_loss_scale():
     network = functools.partial(chain, dtype="mixed_float16")
     pipeline = dict(stages=["a"], micro_batches=4, devices=TWO)
-    found = both(network, pipeline, X, Y, optimizer=lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)))
+    found = both(
+        network, pipeline, X, Y, optimizer=lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))
+    )
     assert_same(*found, tolerance=3e-3)
     assert np.abs(found[0].get_weights()[0] - make(network).get_weights()[0]).max() > 1e-2
     one, many = (model.optimizer for model in found[:2])
@@ -273,7 +279,14 @@ def test_a_dataset_and_single_batches():
 
 
 def test_weights_and_slots_lie_with_their_stage():
-    model = make(skipping, kopt.PipelineModel, keras.optimizers.Adam(), stages=["a", "b"], micro_batches=2, devices=["CPU:0", "CPU:1", "CPU:1"])
+    model = make(
+        skipping,
+        kopt.PipelineModel,
+        keras.optimizers.Adam(),
+        stages=["a", "b"],
+        micro_batches=2,
+        devices=["CPU:0", "CPU:1", "CPU:1"],
+    )
     model.fit(X, Y, verbose=0)
     assert model.devices == [["/device:CPU:0", "/device:CPU:1", "/device:CPU:1"]]
     for name, place in dict(a="0", b="1", e="1").items():
@@ -335,7 +348,10 @@ def test_a_checkpoint_goes_on_where_it_was(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (dict(stages="a"), "stages must be the number of stages, or a list of the names of layers that end one, got 'a'"),
+        (
+            dict(stages="a"),
+            "stages must be the number of stages, or a list of the names of layers that end one, got 'a'",
+        ),
         (dict(stages=0), r"stages must be an integer in \[1, inf\), got 0"),
         (dict(micro_batches=0), r"micro_batches must be an integer in \[1, inf\), got 0"),
         (dict(pipelines=0), r"pipelines must be an integer in \[1, inf\), got 0"),
@@ -405,5 +421,5 @@ def test_a_state_in_two_stages_is_refused():
         return inputs, layers.Dense(3, name="b")(norm(a))
 
     model = make(network, kopt.PipelineModel, stages=["a"], micro_batches=2, devices=TWO)
-    with pytest.raises(ValueError, match="norm/moving_mean is changed in stages 0 and 1. Cut elsewhere"):
+    with pytest.raises(ValueError, match=r"norm/moving_mean is changed in stages 0 and 1. Cut elsewhere"):
         model.fit(X, Y, verbose=0)

@@ -1,6 +1,7 @@
 """A functional model as a line of operations, and where the line is cut into stages."""
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -65,7 +66,7 @@ def cut(model, ends):
     """
     nodes = nodes_of(model)
     bounds = [0, *ends, len(nodes)]
-    parts = [nodes[start:end] for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
+    parts = [nodes[start:end] for start, end in itertools.pairwise(bounds)]
     made = {id(tensor): stage for stage, part in enumerate(parts) for node in part for tensor in node.output_tensors}
     wanted = {id(tensor): len(parts) for tensor in model.outputs}
     for stage, part in reversed(list(enumerate(parts))):

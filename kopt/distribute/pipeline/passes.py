@@ -113,18 +113,18 @@ class Passes:
 
     def _recorded(self, stage, arguments):
         """The `Record` of a pass forward with these arguments."""
-        program, (weights, _, takes, _, _) = self.programs[stage], arguments
+        program, (weights, state, takes, share, extra) = self.programs[stage], arguments
         inputs = {id(tensor) for tensor in program.model.inputs}
         made = [(t, x) for t, x in zip(program.stage.takes, takes, strict=True) if id(t) not in inputs]
         sources = {(id(t), name): part for t, x in made for name, part in x.slopes().items()}
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([*weights, *sources.values()])
-            outcome = program.run(*arguments)
+            outcome = program.run(weights, state, takes, share, extra)
         return Record(outcome, tape, weights, sources)
 
     def _backward(self, stage, number):
         """A pass back: adds to the sums, and leaves the slopes of what was taken to those who gave it."""
-        record = self._kept.pop((stage, number))
+        record: Any = self._kept.pop((stage, number))
         if not isinstance(record, Record):  # from copies made now: else TensorFlow would merge it with the first pass
             record = self._recorded(stage, tree.map_structure(_copy, record))
         outcome, tape, weights, sources = record
@@ -163,6 +163,6 @@ def plus(a, b):
     if a is None or b is None:
         return a if b is None else b
     if isinstance(a, tf.IndexedSlices) and isinstance(b, tf.IndexedSlices):
-        joined = [tf.concat(pair, 0) for pair in ((a.values, b.values), (a.indices, b.indices))]
-        return tf.IndexedSlices(*joined, a.dense_shape)
+        values, indices = tf.concat([a.values, b.values], 0), tf.concat([a.indices, b.indices], 0)
+        return tf.IndexedSlices(values, indices, a.dense_shape)
     return tf.convert_to_tensor(a) + tf.convert_to_tensor(b)

@@ -1,6 +1,7 @@
 """Which devices are meant, and how variables come to lie on them."""
 
 import gc
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -34,18 +35,23 @@ def devices_of(devices, number, owner):
 
 def _full(device, known, owner):
     """The full name of a device among those that are known."""
-    try:
-        asked = tf.DeviceSpec.from_string(device)
-    except (ValueError, AttributeError, TypeError):
-        asked = None
+    asked = _spec(device)
     for each in known if asked is not None and asked.device_type else ():
-        spec = tf.DeviceSpec.from_string(each.name)
+        spec = _spec(each.name)
         pairs = [(asked.job, spec.job or "localhost"), (asked.replica, spec.replica or 0), (asked.task, spec.task or 0)]
         pairs += [(asked.device_type, spec.device_type), (asked.device_index or 0, spec.device_index)]
         if all(one is None or one == other for one, other in pairs):
             return each.name
     names = ", ".join(each.name for each in known)
     raise ValueError(f"{owner}: devices must be among {names}, got {device!r}.")
+
+
+def _spec(name) -> Any:
+    """A device's name in its parts; None for what is no name of one."""
+    try:
+        return tf.DeviceSpec.from_string(name)
+    except (ValueError, AttributeError, TypeError):
+        return None
 
 
 def place(variables, device):
@@ -61,7 +67,7 @@ def place(variables, device):
 
 def _same(one, other):
     """Whether two full names are those of one device: a process without a cluster leaves its own job out."""
-    specs = [tf.DeviceSpec.from_string(name) for name in (one, other)]
+    specs = [_spec(name) for name in (one, other)]
     parts = [(x.job or "localhost", x.replica or 0, x.task or 0, x.device_type, x.device_index) for x in specs]
     return parts[0] == parts[1]
 
