@@ -18,6 +18,16 @@ from kopt.training.oracle import step
 from kopt.training.pipelined_batch import PipelinedBatch
 
 
+def _of_any_arguments(init):
+    """Makes a constructor take `(*args, **kwargs)`: by this all versions of Keras know that of a functional model."""
+
+    @functools.wraps(init)
+    def wrapper(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+
+    return wrapper
+
+
 @keras.saving.register_keras_serializable("kopt")
 class PipelineModel(FunctionalModel):
     """A functional `kopt.Model` in stages, each on a device of its own, for models that are too large for one.
@@ -74,6 +84,7 @@ class PipelineModel(FunctionalModel):
     _devices: Any = None
     _found: Any = None
 
+    @_of_any_arguments
     def __init__(
         self,
         inputs,

@@ -35,15 +35,20 @@ def devices_of(devices, number, owner):
 
 def _full(device, known, owner):
     """The full name of a device among those that are known."""
-    asked = _spec(device)
-    for each in known if asked is not None and asked.device_type else ():
-        spec = _spec(each.name)
-        pairs = [(asked.job, spec.job or "localhost"), (asked.replica, spec.replica or 0), (asked.task, spec.task or 0)]
-        pairs += [(asked.device_type, spec.device_type), (asked.device_index or 0, spec.device_index)]
-        if all(one is None or one == other for one, other in pairs):
+    for each in known:
+        if _names(_spec(device), _spec(each.name)):
             return each.name
     names = ", ".join(each.name for each in known)
     raise ValueError(f"{owner}: devices must be among {names}, got {device!r}.")
+
+
+def _names(asked, spec):
+    """Whether a name, which may leave parts out, is that of a device."""
+    if asked is None or not asked.device_type:
+        return False
+    pairs = [(asked.job, spec.job or "localhost"), (asked.replica, spec.replica or 0), (asked.task, spec.task or 0)]
+    pairs += [(asked.device_type, spec.device_type), (asked.device_index or 0, spec.device_index)]
+    return all(one is None or one == other for one, other in pairs)
 
 
 def _spec(name) -> Any:
