@@ -58,7 +58,8 @@ def main():
         model = kopt.PipelineModel(*network(depth), **how)
         others, accuracy = fit(model, X, y)
         off = max(np.abs(a - b).max() for a, b in zip(weights, others, strict=True))
-        print(f"stages that end with {[names[-1] for names in model.stages]}: accuracy {accuracy:.3f}, weights off by {off:.0e}")
+        ends = ", ".join(names[-1] for names in model.stages)
+        print(f"stages that end with {ends}: accuracy {accuracy:.3f}, weights off by {off:.0e}")
 
 
 if __name__ == "__main__":

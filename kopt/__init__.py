@@ -32,9 +32,15 @@ def _make_known(keras):
 
 @wrapt.when_imported("kopt.optimizers")
 def _make_model_known(optimizers):
-    """The same for `kopt.Model` and `kopt.PipelineModel`, which need all of the optimizers."""
+    """The same for `kopt.Model`, which needs all of the optimizers."""
     import keras
 
     if keras.backend.backend() == "tensorflow":
         import kopt.objectives
-        import kopt.training.pipelined  # noqa: F401
+        import kopt.training.model  # noqa: F401
+
+
+@wrapt.when_imported("kopt.training.model")
+def _make_pipelines_known(model):
+    """The same for `kopt.PipelineModel`, which needs that one."""
+    import kopt.training.pipelined  # noqa: F401
