@@ -215,13 +215,19 @@ class PipelineModel(FunctionalModel):
             self.optimizer.build(self.trainable_variables)
 
     def _check_optimizer(self):
-        """Refuses an optimizer that looks at a batch more than once."""
+        """Refuses an optimizer that looks at a batch more than once, or knows other weights."""
         optimizer: Any = getattr(self.optimizer, "inner_optimizer", self.optimizer)
         nodes = [node for _, node in optimizer._nodes()] if isinstance(optimizer, Optimizer) else []
         if looking := [node for node in nodes if node.looks]:
             raise ValueError(
                 f"{type(self).__name__}: optimizer must ask for gradients alone, and {type(looking[0]).__name__} asks "
                 "more of each batch. Try kopt.AdamW, or kopt.Model on one device."
+            )
+        known = getattr(optimizer, "_trainable_variables_indices", {})
+        if known and any(optimizer._var_key(variable) not in known for variable in self.trainable_variables):
+            raise ValueError(
+                f"{type(self).__name__}: optimizer must be new, and {type(optimizer).__name__} was built for other "
+                "weights, or for these before they moved. Try type(optimizer).from_config(optimizer.get_config())."
             )
 
     def _run_through_graph(self, inputs, operation_fn=lambda operation: operation, **how):
@@ -248,8 +254,14 @@ class PipelineModel(FunctionalModel):
         self._check_optimizer()
         outer: Any = self.optimizer
         wrapped = isinstance(outer, keras.optimizers.LossScaleOptimizer)
+        inner = outer.inner_optimizer if wrapped else outer
         scale = outer.scale_loss(1.0) if wrapped or outer.loss_scale_factor is not None else None
         batch = PipelinedBatch(self, x, y, sample_weight, scale)
-        step(outer.inner_optimizer if wrapped else outer, batch, outer.apply)
+
+        def apply(grads, variables):
+            with placement.beside_weights(inner):
+                outer.apply(grads, variables)
+
+        step(inner, batch, apply)
         track_loss(self, outer, batch.loss, x)
         return self.compute_metrics(x, y, batch.outputs, sample_weight=sample_weight)

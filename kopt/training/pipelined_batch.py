@@ -53,8 +53,8 @@ class PipelinedBatch(Batch):
             pipelines.append(passes)
         outcomes = [each for passes in pipelines for each in passes.outcomes]
         losses = [stage.loss for each in outcomes for stage in each if stage.loss is not None]
-        penalty, slopes = self._penalties(weights)
-        self.loss = tf.add_n([tf.cast(loss, losses[0].dtype) for loss in (*losses, *penalty)]) if losses else penalty[0]
+        penalties, slopes = self._penalties(weights)
+        self.loss = tf.add_n([tf.cast(loss, losses[0].dtype) for loss in (*losses, *penalties)])
         self._keep_state(programs, feeds, outcomes)
         self.outputs = outputs_of(model, self._joined([each[-1].outputs for each in outcomes]))
         return self.loss, self._summed(programs, pipelines, slopes)
@@ -145,17 +145,18 @@ class PipelinedBatch(Batch):
     # ---- what all of them come to --------------------------------------------------------------------------------
 
     def _penalties(self, weights):
-        """The loss of the weights' regularizers, in a list, and its gradient for each weight."""
-        pairs = [(v.regularizer, w) for v, w in zip(self.variables, weights, strict=True)]
-        regular = [(regularizer, w) for regularizer, w in pairs if regularizer is not None]
-        if not regular:
-            return [], [None] * len(weights)
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch([w for _, w in regular])
-            found = [tf.reduce_sum(regularizer(w)) for regularizer, w in regular]
-            total = tf.add_n([tf.cast(x, found[0].dtype) for x in found])
-            scaled = total if self.scale is None else tf.cast(self.scale, total.dtype) * total
-        return [total], tape.gradient(scaled, weights)
+        """The losses of the weights' regularizers, and their gradient for each weight."""
+        losses, slopes = [], []
+        for variable, weight in zip(self.variables, weights, strict=True):
+            slopes.append(None)
+            if variable.regularizer is not None:
+                with tf.device(variable.value.device), tf.GradientTape(watch_accessed_variables=False) as tape:
+                    tape.watch(weight)
+                    losses.append(tf.reduce_sum(variable.regularizer(weight)))
+                    scaled = losses[-1] if self.scale is None else tf.cast(self.scale, losses[-1].dtype) * losses[-1]
+                with tf.device(variable.value.device):
+                    slopes[-1] = tape.gradient(scaled, weight)
+        return losses, slopes
 
     def _summed(self, programs, pipelines, slopes):
         """The gradient for each weight, where the weight lies."""

@@ -1,5 +1,6 @@
 """Which devices are meant, and how variables come to lie on them."""
 
+import contextlib
 import gc
 from typing import Any
 
@@ -75,6 +76,50 @@ def _same(one, other):
     specs = [_spec(name) for name in (one, other)]
     parts = [(x.job or "localhost", x.replica or 0, x.task or 0, x.device_type, x.device_index) for x in specs]
     return parts[0] == parts[1]
+
+
+@contextlib.contextmanager
+def beside_weights(optimizer):
+    """A context in which an optimizer computes what it does with a weight where the weight lies.
+
+    It says nothing of devices, and all would be computed on the first one: in a graph, an operation without a device
+    gets that of the largest of its operands. Keras's optimizers sum all gradients over replicas by one operation, of
+    which there is but one here: it would bring them together, and is left out.
+    """
+    if tf.executing_eagerly():
+        yield
+        return
+    with tf.compat.v1.get_default_graph().device(_beside):
+        optimizer.__dict__["_all_reduce_sum_gradients"] = list
+        try:
+            yield
+        finally:
+            del optimizer.__dict__["_all_reduce_sum_gradients"]
+
+
+def _beside(operation):
+    """The device of an operation that is being made."""
+    if operation.device or not operation.inputs:
+        return operation.device
+    return max(((_device_of(x), _size_of(x)) for x in operation.inputs), key=lambda pair: (pair[0] != "", pair[1]))[0]
+
+
+def _size_of(tensor):
+    """How many entries a tensor has; more than any other where that is not known, or it is a variable itself."""
+    known = None if tensor.dtype == tf.resource else tensor.shape.num_elements()
+    return float("inf") if known is None else known
+
+
+def _device_of(tensor):
+    """Where a tensor in a graph is, as far as it was said: what reads a variable is where the variable is."""
+    if tensor.op.device:
+        return tensor.op.device
+    if handles := [x for x in tensor.op.inputs if x.dtype == tf.resource]:
+        return _device_of(handles[0])
+    for outside, inside in getattr(tensor.graph, "captures", ()) if tensor.op.type == "Placeholder" else ():
+        if inside is tensor:
+            return outside.device if isinstance(outside, tf.__internal__.EagerTensor) else _device_of(outside)
+    return ""
 
 
 def forget_programs(variables):
