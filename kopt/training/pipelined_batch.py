@@ -11,6 +11,7 @@ from kopt._backend import dense, give_mask, is_seed, mask_of, outputs_of
 from kopt.distribute.pipeline.passes import Feed, Passes, plus
 from kopt.distribute.pipeline.program import StageProgram
 from kopt.distribute.pipeline.schedules import SCHEDULES
+from kopt.training.model import Model
 from kopt.training.oracle import Batch
 
 
@@ -95,11 +96,12 @@ class PipelinedBatch(Batch):
             raise ValueError(f"{type(self.model).__name__}: x must be dense tensors, one for each input, got {odd[0]}.")
         self._shares = _shares(self._counts)
         self._factors = self._loss_factors(pieces)
-        data = self.x, self.y, self.sample_weight
+        own_loss = type(self.model).compute_loss is not Model.compute_loss  # Keras's, and kopt's, leave x aside
+        data = self.x if own_loss else None, self.y, self.sample_weight
         feeds = []
         for number, (start, end) in enumerate(pieces):
             own = {id(t): x[start:end] for t, x in zip(self.model.inputs, inputs, strict=True)}
-            part = [tree.map_structure(lambda a, s=start, e=end: None if a is None else a[s:e], x) for x in data]
+            part = [tree.map_structure(lambda a, s=start, e=end: None if a is None else a[s:e], each) for each in data]
             feeds.append(Feed(number, own, self._shares[number], (*part, self._factors[number])))
         return feeds
 

@@ -173,6 +173,24 @@ def test_several_inputs_and_outputs(reduction):
     assert_same(*found)
 
 
+def test_a_loss_of_ones_own_is_a_mean_over_rows():
+    """It may look at the inputs, and adds what layers add."""
+
+    def own(base):
+        class Own(base):
+            def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+                each = keras.ops.abs(x[:, :1]) * keras.ops.abs(y - y_pred) ** 1.5
+                return keras.ops.mean(each) + sum(self.losses)
+
+        return Own
+
+    one = make(skipping, own(kopt.Model))
+    many = make(skipping, own(kopt.PipelineModel), stages=["a", "b"], micro_batches=4, devices=THREE)
+    for model in (one, many):
+        model.fit(X, Y, batch_size=13, shuffle=False, verbose=0)
+    assert_same(one, many, {}, {})
+
+
 def test_means_by_sample_weight():
     loss = keras.losses.MeanSquaredError(reduction="mean_with_sample_weight")
     assert_same(*both(chain, dict(stages=["a"], micro_batches=4, devices=TWO), X, Y, WEIGHTS, loss=loss))
@@ -311,6 +329,7 @@ def test_weights_and_slots_lie_with_their_stage():
     )
     model.fit(X, Y, verbose=0)
     assert model.devices == [["/device:CPU:0", "/device:CPU:1", "/device:CPU:1"]]
+    assert model(X[:2]).device.endswith("CPU:1")
     for name, place in dict(a="0", b="1", e="1").items():
         assert {v.value.device[-1] for v in model.get_layer(name).weights} == {place}
         slots = [v for v in model.optimizer.variables if f"/{name}_" in v.path]
