@@ -33,7 +33,7 @@ from rich.table import Table
 import kopt
 from kopt.distribute.pipeline import schedules
 
-FORWARD = 0.05
+FORWARD = 0.1
 """Seconds that a stage sleeps forward."""
 
 
@@ -143,8 +143,8 @@ def memory(schedule, recompute, stages=4, micro_batches=8, layers=10, width=2**1
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--stages", type=int, nargs="+", default=[2, 4])
-    parser.add_argument("--micro-batches", type=int, nargs="+", default=[4, 8])
+    parser.add_argument("--stages", type=int, nargs="+", default=[2, 4, 8])
+    parser.add_argument("--micro-batches", type=int, nargs="+", default=[8])
     parser.add_argument("--memory", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory:
@@ -161,7 +161,7 @@ def main():
                 ideal, taken, most = overlap(stages, micro_batches, schedule, recompute, pipelines)
                 row = [schedule, recompute, pipelines, stages, micro_batches]
                 table.add_row(*map(str, row), f"{ideal:.2f}", f"{taken:.2f}", f"{ideal / taken:.1%}", str(most))
-    Console().print(table)
+    Console(width=100).print(table)
     table = Table(
         "schedule", "recompute", "MB", title="Activations of a step, 4 stages, 8 micro-batches", box=box.SIMPLE
     )
