@@ -51,6 +51,7 @@ class StageProgram:
 
     def __init__(self, model, stage, weights, state, loss=None):
         self.model, self.stage, self.weights, self.state, self.loss = model, stage, weights, state, loss
+        # Inlined, passes would lose their order, and a repeated one would be merged with the first.
         self.run = tf.function(self._run, autograph=False, experimental_attributes={"_noinline": True})
 
     def _run(self, weights, state, takes, share, extra):
