@@ -38,3 +38,9 @@ def _make_model_known(optimizers):
     if keras.backend.backend() == "tensorflow":
         import kopt.objectives
         import kopt.training.model  # noqa: F401
+
+
+@wrapt.when_imported("kopt.training.model")
+def _make_pipelines_known(model):
+    """The same for `kopt.PipelineModel`, which needs that one."""
+    import kopt.training.pipelined  # noqa: F401

@@ -117,6 +117,7 @@ from .training.checkpoint import Checkpoint as Checkpoint
 from .training.finite import StopAtNonFinite as StopAtNonFinite
 from .training.minimize import minimize as minimize
 from .training.model import Model as Model
+from .training.pipelined import PipelineModel as PipelineModel
 from .training.population import fit_population as fit_population
 
 __version__: str

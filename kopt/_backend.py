@@ -1,6 +1,7 @@
 """What kopt needs of Keras beyond its public interface, and what differs by backend: all in this one place."""
 
 import contextlib
+import functools
 import inspect
 import math
 import types
@@ -11,13 +12,20 @@ from keras.src.backend.common import global_state, masking
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.backend.common.variables import AutocastScope
 from keras.src.losses import loss as _loss
+from keras.src.models.functional import Functional
 from keras.src.trainers.data_adapters import array_data_adapter, array_slicing
 from keras.src.trainers.epoch_iterator import EpochIterator
 from keras.src.utils.python_utils import pythonify_logs
 
 PRIVATE = {
     keras.callbacks.Callback: ("_model",),
-    keras.Variable: ("_value",),  # once made
+    keras.Variable: ("_initialize", "_value"),
+    Functional: (
+        "_nodes_by_depth",
+        "_outputs_struct",
+        "_run_through_graph",
+        "_standardize_inputs",
+    ),
     keras.Model: (
         "_assert_compile_called",
         "_call_has_training_arg",
@@ -96,6 +104,18 @@ def give_mask(x, mask):
     masking.set_keras_mask(x, mask)
 
 
+def nodes_of(model):
+    """The calls of operations that a functional model consists of, each after those that it needs."""
+    depths = sorted(model._nodes_by_depth, reverse=True)
+    return [node for depth in depths for node in model._nodes_by_depth[depth] if not node.is_input]
+
+
+def outputs_of(model, flat):
+    """Outputs of a functional model, in a list, in the structure in which it returns them."""
+    packed = keras.tree.pack_sequence_as(model._outputs_struct, flat)
+    return packed[0] if isinstance(packed, (list, tuple)) and len(packed) == 1 else packed
+
+
 def on_tensorflow():
     """Whether Keras computes with TensorFlow."""
     return keras.backend.backend() == "tensorflow"
@@ -140,6 +160,56 @@ def sum_over_replicas(tensors):
         return tensors
     reduce = tf.distribute.get_replica_context().all_reduce
     return [x if x is None else reduce("SUM", dense(x)) for x in tensors]
+
+
+@functools.cache
+def sums_activity():
+    """Whether Keras adds an activity regularizer's loss up over rows, as it did once, and takes no mean of them."""
+    layer = keras.layers.ActivityRegularization(l1=1.0)
+    with outside_the_trace(), keras.StatelessScope(collect_losses=True) as scope:
+        layer(keras.ops.ones((2, 1)))
+        return float(keras.ops.convert_to_numpy(scope.losses[0])) > 1.5
+
+
+@contextlib.contextmanager
+def activity_as_means(layers, share):
+    """A context in which losses of activity regularizers, times the rows' share of a batch, add up to the batch's.
+
+    Args:
+        layers: that have them, or layers inside that do.
+        share: the part that the rows are of the batch; where it is 0, so are the losses.
+    """
+    every = {id(each): each for layer in layers for each in layer._flatten_layers()}.values()
+    regular = [layer for layer in every if layer.activity_regularizer is not None] if sums_activity() else []
+    given = [layer.activity_regularizer for layer in regular]
+
+    def scaled(regularizer):
+        return lambda x: keras.ops.divide_no_nan(regularizer(x), keras.ops.cast(share, x.dtype))
+
+    for layer, regularizer in zip(regular, given):
+        layer.activity_regularizer = scaled(regularizer)
+    try:
+        yield
+    finally:
+        for layer, regularizer in zip(regular, given):
+            layer.activity_regularizer = regularizer
+
+
+def places_of(variables):
+    """The device of each variable where they lie on several, as the stages of a pipeline do; else None for each."""
+    if not on_tensorflow() or under_strategy():
+        return [None] * len(variables)
+    found = [getattr(getattr(variable, "value", variable), "device", None) for variable in variables]
+    return found if len(set(found)) > 1 else [None] * len(found)
+
+
+def on_device(name):
+    """A context that places what is made and computed in it; none where the name is None."""
+    if name is None:
+        return contextlib.nullcontext()
+    import tensorflow as tf
+
+    return tf.device(name)
 
 
 def as_stored():

@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from kopt._backend import sums_activity
 from kopt.distribute.alone import wrapped
 
 RUNS_ON = "a MirroredStrategy or OneDeviceStrategy of tf.distribute"
@@ -41,6 +42,7 @@ def strategy_of(model, owner):
         _check_variables(model, strategy, owner)
         _check_optimizer(model, strategy, owner)
         check_collectives(strategy, owner)
+        check_layers(model, strategy, owner)
     return strategy
 
 
@@ -60,6 +62,18 @@ def _check_optimizer(model, strategy, owner):
             raise ValueError(
                 f"{owner}: the optimizer must be made within the scope of the model's strategy, and "
                 f"{type(optimizer).__name__} was made outside. Call compile within `with strategy.scope():`."
+            )
+
+
+def check_layers(model, strategy, owner):
+    """Raises ValueError where the losses of layers over several replicas are neither means nor known to be sums."""
+    if strategy is None or strategy.num_replicas_in_sync == 1 or not sums_activity():
+        return
+    for layer in model._flatten_layers():
+        if layer.activity_regularizer is not None:
+            raise ValueError(
+                f"{owner}: layers must have no activity_regularizer over several replicas, got one in {layer.name!r}. "
+                f"Keras {keras.__version__} sums its loss over rows; a later one takes the mean."
             )
 
 

@@ -52,6 +52,7 @@ class Treatment(NamedTuple):
         elementwise: whether their rule is, and their slots have their shape; if not, an axis counts weights.
         layout: their shape where they are stacked, "flat" where they are laid end to end, or the number of the one
             weight that is updated where it lies.
+        place: the device on which they lie, where the optimizer's weights lie on several; else None.
     """
 
     route: str
@@ -60,6 +61,7 @@ class Treatment(NamedTuple):
     factors: Factors
     elementwise: bool
     layout: Any
+    place: str | None = None
 
 
 @dataclass

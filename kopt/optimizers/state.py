@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kopt._backend import outside_the_trace
+from kopt._backend import on_device, outside_the_trace, places_of
 from kopt.optimizers.hyperparameters import Hyperparameters
 from kopt.optimizers.packs import LARGE, Factors, Pack, Slot, Treatment
 from kopt.optimizers.rule import Rule
@@ -95,7 +95,7 @@ class State(Rule, Hyperparameters, keras.optimizers.Optimizer):
         """How each of these variables is updated; None for what Keras overwrites with its gradient."""
         rules, apart = self.routes(), keras.distribution.distribution() is not None  # may lie over several devices
         found, sizes = [], collections.Counter()
-        for number, variable in enumerate(variables):
+        for number, (variable, place) in enumerate(zip(variables, places_of(variables), strict=True)):
             path, shape = getattr(variable, "path", variable.name), tuple(variable.shape)
             rule = rules[route := self.route(path, shape)]
             elementwise = rule._is_elementwise and all(s.shape == shape for s in _slots(rule, shape).values())
@@ -103,7 +103,7 @@ class State(Rule, Hyperparameters, keras.optimizers.Optimizer):
             dtype = stored if stored == "float64" else "float32"
             layout = number if apart or (elementwise and math.prod(shape) >= LARGE) else shape
             factors = rule._factors(path)._replace(own_decay=_own_decay(variable))
-            treatment = Treatment(route, stored, dtype, factors, elementwise, layout)
+            treatment = Treatment(route, stored, dtype, factors, elementwise, layout, place)
             sizes[treatment] += math.prod(shape)
             found.append(None if self._overwrite_variable_with_gradient(variable) else treatment)
         return [t._replace(layout="flat") if _lies_flat(t) and sizes[t] < LARGE else t for t in found]
@@ -122,7 +122,8 @@ class State(Rule, Hyperparameters, keras.optimizers.Optimizer):
             pack.shapes.append(shape)
         for number, pack in enumerate(packs.values()):
             owners = [variables[member] for member in pack.members]
-            pack.variables.update({name: self._make_slot(pack, name, owners, number) for name in pack.slots})
+            with on_device(pack.treatment.place):
+                pack.variables.update({name: self._make_slot(pack, name, owners, number) for name in pack.slots})
         return list(packs.values())
 
     def _make_slot(self, pack, name, owners, number):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from keras import ops, tree
 
-from kopt._backend import Traced, assign, dense, fused, sum_over_replicas
+from kopt._backend import Traced, assign, dense, fused, on_device, sum_over_replicas
 from kopt._checks import check_choice
 from kopt.optimizers.packs import Factors
 from kopt.optimizers.state import State
@@ -143,10 +143,11 @@ class Step(State):
         h = {i: self._hyperparameters(p, numbers, shared, now["shared"]) for i, p in packs.items()}
         weights, slots = dict(now["weights"]), dict(now["slots"])
         for i, (w, kept) in self._updated(packs, given, parts, h, grads, step).items():
-            if w is not None:
-                moved = zip(packs[i].members, packs[i].part(w), strict=True)
-                weights |= {member: weight for member, weight in moved if member in grads}
-            kept = packs[i].unstacked(kept)
+            with on_device(packs[i].treatment.place):
+                if w is not None:
+                    moved = zip(packs[i].members, packs[i].part(w), strict=True)
+                    weights |= {member: weight for member, weight in moved if member in grads}
+                kept = packs[i].unstacked(kept)
             slots[i] = slots[i] | {name: slot for name, slot in kept.items() if slot is not None}
         weights, flags = self.landed(now, weights, seen)
         weights, averages = self._smoothed(weights, now["averages"], step)
@@ -161,8 +162,9 @@ class Step(State):
 
     def _given_to_rule(self, pack, grads, weights, slots):
         """Gradients, weights and slots of a pack; zeros in the place of a gradient that there is not."""
-        grads = pack.join(self._of(pack, grads, weights))
-        return grads, pack.join([weights[member] for member in pack.members]), pack.stacked(slots)
+        with on_device(pack.treatment.place):
+            grads = pack.join(self._of(pack, grads, weights))
+            return grads, pack.join([weights[member] for member in pack.members]), pack.stacked(slots)
 
     def _of(self, pack, found, weights):
         """What there is for each weight of a pack; zeros where there is nothing."""
@@ -176,9 +178,16 @@ class Step(State):
             new = {i: self._update(packs[i], given[i][0], w, slots, seen[i], h[i]) for i, (w, slots) in held.items()}
             return {i: (w, self._where_given(packs[i], grads, s, held[i][1], step)) for i, (w, s) in new.items()}
 
-        elementwise = {i: held.pop(i) for i, pack in packs.items() if self._rule(pack)._is_elementwise}
-        in_place = {i: self._assigned_in_place(packs[i]) for i in elementwise}
-        return update(held) | (fused(update, elementwise, in_place) if elementwise else {})
+        elementwise = {i for i, pack in packs.items() if self._rule(pack)._is_elementwise}
+        groups = {}
+        for i in packs:
+            groups.setdefault((packs[i].treatment.place, i in elementwise), {})[i] = held[i]
+        new = {}
+        for (place, one_kernel), some in groups.items():
+            in_place = {i: self._assigned_in_place(packs[i]) for i in some}
+            with on_device(place):
+                new |= fused(update, some, in_place) if one_kernel else update(some)
+        return new
 
     def _assigned_in_place(self, pack):
         """The variables of a pack's weight and slots, where a kernel may assign them; None where it may not."""

@@ -43,6 +43,10 @@ class Engine:
 
     def __init__(self, jit="auto"):
         self.jit, self.validation = jit, None
+        self.forget()
+
+    def forget(self):
+        """Leaves all programs behind: they will be made anew."""
         self._programs = Cache(size=8)
 
     def program(self, model, task, data):

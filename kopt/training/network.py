@@ -17,6 +17,7 @@ from keras import tree
 from kopt._backend import sketching
 from kopt._forks import check_fork
 from kopt.distribute import strategy as distributed
+from kopt.distribute.checks import check_layers
 from kopt.noise import reseeded
 from kopt.optimizers import Optimizer
 from kopt.training import cache, meeting
@@ -308,6 +309,7 @@ class Network:
     def _compile(self):
         kind, config = self.optimizer
         model, strategy = self.blueprint.model(), self.blueprint.placed
+        check_layers(model, strategy, self.blueprint.owner)
         with distributed.scope(strategy):
             optimizer = kind.from_config(dict(config))
             if self.blueprint.policy == "mixed_float16" and optimizer.loss_scale_factor is None:

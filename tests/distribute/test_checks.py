@@ -123,6 +123,15 @@ def test_xla_where_replicas_meet_within_the_loss():
         model.fit(X, Y, verbose=0)
 
 
+def test_activity_regularizers_where_keras_sums_over_rows(monkeypatch):
+    monkeypatch.setattr(checks, "sums_activity", lambda: True)
+    with mirrored().scope():
+        model = network(layers.Dense(2, activity_regularizer="l2", name="hidden"))
+        model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match=r"layers must have no activity_regularizer .* got one in 'hidden'\."):
+        model.fit(X, Y, verbose=0)
+
+
 def test_a_batch_smaller_than_the_replicas_is_put_right():
     def fitted(strategy):
         with strategy.scope():
