@@ -170,13 +170,13 @@ class KerasEstimator(CallbackSupport, Files, Display):
         from kopt.distribute.workers import agree
         from kopt.training.network import Blueprint, Network
 
-        optimizer = self._optimizer_to_build()
         facts = {name: getattr(self, name) for name in self._facts if hasattr(self, name)}
         build = self._model_to_build(**facts)
         owner = type(self).__name__
         blueprint = Blueprint(build, self.input_shape_, dtype, self.strategy, owner, self.device, self.dtype)
         with invalid():  # the devices that there are
             agree(random, blueprint.placed)
+        optimizer = self._optimizer_to_build()
         seeds = random.randint(2**31 - 1, size=2)
         draft, units, initial = blueprint.draft(int(seeds[0]))
         loss, target = self._fit_loss(draft, units, dtype)

@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 
 import kopt
+from kopt.distribute.strategy import resolve
 
 pytestmark = pytest.mark.slow
 
@@ -148,7 +149,9 @@ def trained(strategy, *callbacks):
 
 def survive(folder):
     """What each worker does that is killed, then told to end, and has to come to what it would have been."""
-    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    kopt.KerasRegressor(strategy="multi_worker", epochs=1).fit(X, Y)  # makes the strategy, without a seed
+    strategy = resolve("multi_worker")
+    assert strategy.num_replicas_in_sync == 2
     index = strategy.cluster_resolver.task_id
 
     def go_on():
