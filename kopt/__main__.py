@@ -1,34 +1,39 @@
-"""`python -m kopt`: tunes a scikit-learn pipeline with a Keras network on real data, and says what came of it."""
+"""`python -m kopt`: tunes a scikit-learn pipeline with a Keras network on real data, and says what came of it.
+
+`python -m kopt launch`: trains with several processes.
+"""
 
 import argparse
 import os
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from kopt._checks import needs_tensorflow
+from kopt._checks import Refusal, needs_tensorflow
+from kopt._tables import FOLDS, digits, read_table
+from kopt.distribute import launch
 
 METHODS = ("bayesian", "random", "grid")
-FOLDS = 3
 
 
 def main(arguments=None):
     """Runs the command line, and returns its exit code: 2 if something asked for cannot be had."""
-    asked = _parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        if arguments[:1] == ["launch"]:
+            return launch.run(arguments[1:])
+        asked = _parser().parse_args(arguments)
         if (asked.csv is None) != (asked.target is None):
-            raise _Refusal("--csv and --target go together: a file, and the name of its column to predict.")
+            raise Refusal("--csv and --target go together: a file, and the name of its column to predict.")
         if asked.trials < 1:
-            raise _Refusal(f"--trials must be 1 or more, got {asked.trials}.")
+            raise Refusal(f"--trials must be 1 or more, got {asked.trials}.")
         if not 0 <= asked.seed < 2**32:
-            raise _Refusal(f"--seed must be in [0, 2**32), got {asked.seed}.")
+            raise Refusal(f"--seed must be in [0, 2**32), got {asked.seed}.")
         if not os.access(asked.output.parent, os.W_OK) or asked.output.is_dir():
-            raise _Refusal(f"--output must be a file in a folder that can be written, got {asked.output}.")
-        data = _digits() if asked.csv is None else _table(asked.csv, asked.target)
+            raise Refusal(f"--output must be a file in a folder that can be written, got {asked.output}.")
+        data = digits() if asked.csv is None else read_table(asked.csv, asked.target)
         _start_tensorflow()
-    except (_Refusal, ModuleNotFoundError) as refusal:
+    except (Refusal, ModuleNotFoundError) as refusal:
         print(f"kopt: {refusal}", file=sys.stderr)
         return 2
     _run(data, asked)
@@ -40,6 +45,7 @@ def _parser():
         prog="python -m kopt",
         description="Tunes a scikit-learn pipeline that ends in a Keras network, scores it on rows held out, "
         "and saves it. Without --csv the data are scikit-learn's 8x8 images of digits.",
+        epilog="python -m kopt launch --help tells of something else: training with several processes.",
     )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="a table of your own, its first line the names")
     parser.add_argument("--target", metavar="COLUMN", help="the column of FILE to predict")
@@ -62,83 +68,6 @@ def _parser():
         help="where to save the fitted pipeline (default: %(default)s)",
     )
     return parser
-
-
-class _Refusal(Exception):
-    """What was asked for cannot be had; one sentence says why."""
-
-
-# ---- the data --------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Data:
-    """Rows to learn from, and how to prepare them."""
-
-    name: str
-    X: Any
-    y: Any
-    classes: bool
-    prepare: Any
-
-
-def _digits():
-    from sklearn.datasets import load_digits
-    from sklearn.preprocessing import MinMaxScaler
-
-    X, y = load_digits(return_X_y=True)
-    return _Data("digits", X.astype("float32"), y, True, MinMaxScaler())
-
-
-def _table(file, target):
-    """Reads a table; refuses what cannot be learnt from."""
-    try:
-        import pandas as pd
-    except ModuleNotFoundError:
-        raise _Refusal("--csv needs pandas. Install kopt[csv].") from None
-    try:
-        table = pd.read_csv(file)
-    except FileNotFoundError:
-        raise _Refusal(f"--csv names a file that does not exist: {file}.") from None
-    except (OSError, ValueError) as error:
-        raise _Refusal(f"--csv names a file that is no table: {file} ({str(error).strip()}).") from None
-    if target not in table:
-        raise _Refusal(f"--target must be a column of {file}, got {target!r}; it has {', '.join(map(str, table))}.")
-    table = table.dropna(subset=[target])
-    y, X = table[target], table.drop(columns=target)
-    X = X.astype({name: object for name in X.select_dtypes(exclude="number")})
-    numeric = pd.api.types.is_numeric_dtype(y) and not pd.api.types.is_bool_dtype(y)
-    distinct = y.nunique()
-    whole = numeric and (y == y.round()).all()
-    classes = not numeric or (whole and distinct <= 20)
-    if X.shape[1] == 0:
-        raise _Refusal(f"--csv must have columns besides {target!r} to predict it from, and {file} has none.")
-    if distinct < 2:
-        raise _Refusal(f"--target must be a column with at least two values, and {target!r} has {distinct}.")
-    if classes and distinct > len(y) / 2:
-        raise _Refusal(f"--target must be a column whose values recur or are numbers, and {target!r} has {distinct} "
-                       f"values in {len(y)} rows.")  # fmt: skip
-    fewest = y.value_counts().min() if classes else len(y) // 10
-    if fewest <= FOLDS:
-        rule = f"{FOLDS + 1} rows for each value of {target!r}" if classes else f"{10 * (FOLDS + 1)} rows"
-        raise _Refusal(f"--csv must have at least {rule}, and {file} has {fewest if classes else len(y)}.")
-    return _Data(file.stem, X, y, classes, _preparation(X))
-
-
-def _preparation(X):
-    """Scaled numbers and one-hot categories; gaps filled with the median and the most frequent."""
-    from sklearn.compose import make_column_selector, make_column_transformer
-    from sklearn.impute import SimpleImputer
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import OneHotEncoder, StandardScaler
-
-    one_hot = OneHotEncoder(handle_unknown="infrequent_if_exist", max_categories=20, sparse_output=False)
-    numbers = make_pipeline(SimpleImputer(strategy="median"), StandardScaler())
-    categories = make_pipeline(SimpleImputer(strategy="most_frequent"), one_hot)
-    return make_column_transformer(
-        (numbers, make_column_selector(dtype_include="number")),
-        (categories, make_column_selector(dtype_exclude="number")),
-    )
 
 
 # ---- the job ---------------------------------------------------------------------------------------------------------

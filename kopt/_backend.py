@@ -31,6 +31,7 @@ PRIVATE = {
         "_call_has_training_arg",
         "_compile_loss",
         "_compute_loss",
+        "_distribute_strategy",  # on TensorFlow
         "_flatten_layers",
         "_flatten_metrics_in_order",
         "_initial_epoch",

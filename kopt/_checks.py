@@ -6,6 +6,10 @@ from numbers import Integral, Real
 from typing import Any
 
 
+class Refusal(Exception):
+    """What was asked for on the command line cannot be had; one sentence says why."""
+
+
 def check_range(owner, interval, *, kind: Any = Real, **given: Any) -> Any:
     """Returns the one value in `given` if it is a number in `interval`, else raises.
 

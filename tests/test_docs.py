@@ -23,6 +23,7 @@ SMALL = {
     "little_data.py": ["--epochs", "8", "--seeds", "1"],
     "mixed_columns.py": ["--epochs", "4"],
     "noisy_labels.py": ["--epochs", "8"],
+    "several_workers.py": ["--epochs", "2"],
     "tune_pipeline.py": ["--candidates", "5"],
 }
 """Arguments with which an example takes a few seconds, where without any it takes more."""

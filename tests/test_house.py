@@ -22,6 +22,7 @@ PUBLIC = {alias.asname for node in STUB.body if isinstance(node, ast.ImportFrom)
 # Imports point down: from a later line to an earlier one, never sideways.
 LEVELS = [
     {"_checks", "_backend", "_forks", "_locks", "_replaced"},
+    {"_tables"},
     {"math", "schedules"},
     {"penalties", "constraints"},
     {"optimizers", "layers", "learning_rate_finder", "callbacks"},

@@ -6,7 +6,10 @@ import tensorflow as tf
 from kopt._backend import sums_activity
 from kopt.distribute.alone import wrapped
 
-RUNS_ON = "a MirroredStrategy or OneDeviceStrategy of tf.distribute"
+RUNS_ON = "a MirroredStrategy, MultiWorkerMirroredStrategy or OneDeviceStrategy of tf.distribute"
+
+MIRRORED = tf.distribute.MirroredStrategy | tf.distribute.MultiWorkerMirroredStrategy
+"""Strategies whose replicas hold all weights, and share out the rows of each batch."""
 
 _collective = []  # the strategy of this process that sums by TensorFlow's default, if there is one
 
@@ -36,9 +39,9 @@ def strategy_of(model, owner):
         )
     if strategy is tf.distribute.get_strategy() and plain:
         return None
-    if not isinstance(strategy, tf.distribute.MirroredStrategy | tf.distribute.OneDeviceStrategy):
+    if not isinstance(strategy, MIRRORED | tf.distribute.OneDeviceStrategy):
         raise ValueError(f"{owner}: the model's strategy must be {RUNS_ON}, got {type(strategy).__name__}.")
-    if isinstance(strategy, tf.distribute.MirroredStrategy):
+    if isinstance(strategy, MIRRORED):
         _check_variables(model, strategy, owner)
         _check_optimizer(model, strategy, owner)
         check_collectives(strategy, owner)
@@ -79,7 +82,7 @@ def check_layers(model, strategy, owner):
 
 def loops(strategy):
     """Whether replicas can sum within a loop of a graph. By TensorFlow's default, collectives, they cannot."""
-    mirrored = isinstance(strategy, tf.distribute.MirroredStrategy)
+    mirrored = isinstance(strategy, MIRRORED)
     return not (mirrored and type(strategy.extended._cross_device_ops).__name__ == "CollectiveAllReduce")
 
 

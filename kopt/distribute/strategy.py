@@ -6,11 +6,12 @@ import logging
 
 import tensorflow as tf
 from keras import tree
+from tensorflow.python.eager import context  # pyright: ignore[reportMissingImports]
 
-from kopt.distribute.checks import check_collectives, check_keras_distribution, loops
+from kopt.distribute.checks import MIRRORED, RUNS_ON, check_collectives, check_keras_distribution, loops
 from kopt.distribute.shares import number_of, sharing
 
-CHOICES = "None, 'auto', 'mirrored' or a MirroredStrategy or OneDeviceStrategy of tf.distribute"
+CHOICES = f"None, 'auto', 'mirrored', 'multi_worker' or {RUNS_ON}"
 
 _kept = {}  # one strategy object for each kind and set of devices: a second one could not share its variables
 
@@ -34,12 +35,48 @@ for _kind in (tf.distribute.MirroredStrategy, tf.distribute.OneDeviceStrategy):
     copyreg.pickle(_kind, _described)  # an estimator travels to workers with its strategy: its kind and its devices
 
 
+def _of_workers(owner="kopt"):
+    """The strategy of the processes that TF_CONFIG names: there is one in a process.
+
+    Raises:
+        ValueError: it is too late for it, or there is another one.
+    """
+    for strategy in _kept.values():
+        if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            return strategy
+    if context.context().coordination_service is not None:
+        raise ValueError(
+            f"{owner}: strategy must be the MultiWorkerMirroredStrategy that there is, as a process can have but one, "
+            "got 'multi_worker'."
+        )
+    try:
+        return _keep(tf.distribute.MultiWorkerMirroredStrategy())
+    except RuntimeError as error:
+        raise ValueError(
+            f"{owner}: strategy='multi_worker' must be the first that TensorFlow hears in a process. Make "
+            "tf.distribute.MultiWorkerMirroredStrategy() at the beginning of the script, and give that."
+        ) from error
+
+
+def _keep(strategy):
+    return _kept.setdefault((type(strategy), strategy.extended.worker_devices, loops(strategy)), strategy)
+
+
+def _workers_described(strategy):
+    _keep(strategy)
+    return _of_workers, ()
+
+
+copyreg.pickle(tf.distribute.MultiWorkerMirroredStrategy, _workers_described)
+
+
 def resolve(strategy, owner="kopt", device=None):
     """Returns the strategy that is meant, or None for plain single-device training.
 
     Args:
         strategy: None (one device), `"auto"` (all devices of the best kind if there are several, else one),
-            `"mirrored"` (all GPUs, or all logical CPUs where there is no GPU), or an instance.
+            `"mirrored"` (all GPUs, or all logical CPUs where there is no GPU), `"multi_worker"` (the processes that the
+            environment variable TF_CONFIG names), or an instance.
         owner: who asks, for the error.
         device: the one device to compute on, as in `"CPU"` and `"GPU:1"`; None for TensorFlow's choice.
 
@@ -51,6 +88,8 @@ def resolve(strategy, owner="kopt", device=None):
         raise ValueError(f"{owner}: fit must run outside of any strategy's scope. Try {owner}(strategy='mirrored').")
     if device is not None:
         return _one_device(device, owner)
+    if isinstance(strategy, str) and strategy == "multi_worker":
+        return _of_workers(owner)
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     if strategy == "auto":
         names = ", ".join(device.name.removeprefix("/device:") for device in devices)
@@ -59,10 +98,9 @@ def resolve(strategy, owner="kopt", device=None):
         return None
     if strategy in ("auto", "mirrored"):
         strategy = _of_devices(tf.distribute.MirroredStrategy, [device.name for device in devices])
-    elif not isinstance(strategy, tf.distribute.MirroredStrategy | tf.distribute.OneDeviceStrategy):
+    elif not isinstance(strategy, MIRRORED | tf.distribute.OneDeviceStrategy):
         raise ValueError(f"{owner}: strategy must be {CHOICES}, got {strategy!r}.")
-    kept = _kept.setdefault((type(strategy), strategy.extended.worker_devices, loops(strategy)), strategy)
-    check_collectives(kept, owner)
+    check_collectives(kept := _keep(strategy), owner)
     return kept
 
 
@@ -72,8 +110,7 @@ def _one_device(device, owner):
     kind, _, number = device.upper().lstrip("/").removeprefix("DEVICE:").partition(":")
     if (name := names.get(f"{kind}:{number or 0}")) is None:
         raise ValueError(f"{owner}: device must be one of {', '.join(names)}, got {device!r}.")
-    strategy = tf.distribute.OneDeviceStrategy(name)
-    return _kept.setdefault((type(strategy), strategy.extended.worker_devices), strategy)
+    return _keep(tf.distribute.OneDeviceStrategy(name))
 
 
 def replicas(strategy):

@@ -40,7 +40,7 @@ class KerasEstimator(CallbackSupport, Files, Display):
         "scoring": [str, callable, list, tuple, dict, None],
         "callbacks": [str, callable, list, tuple, dict, HasMethods(["on_epoch_end", "set_model"]), None],
         "warm_start": ["boolean"],
-        "strategy": [StrOptions({"auto", "mirrored"}), HasMethods(["scope", "run"]), None],
+        "strategy": [StrOptions({"auto", "mirrored", "multi_worker"}), HasMethods(["scope", "run"]), None],
         "device": [str, None],
         "dtype": [StrOptions(DTYPES), None],
         "random_state": ["random_state"],
@@ -167,15 +167,16 @@ class KerasEstimator(CallbackSupport, Files, Display):
         return self
 
     def _new_network(self, dtype, random):
+        from kopt.distribute.workers import agree
         from kopt.training.network import Blueprint, Network
 
-        optimizer = self._optimizer_to_build()
         facts = {name: getattr(self, name) for name in self._facts if hasattr(self, name)}
         build = self._model_to_build(**facts)
         owner = type(self).__name__
         blueprint = Blueprint(build, self.input_shape_, dtype, self.strategy, owner, self.device, self.dtype)
         with invalid():  # the devices that there are
-            _ = blueprint.placed
+            agree(random, blueprint.placed)
+        optimizer = self._optimizer_to_build()
         seeds = random.randint(2**31 - 1, size=2)
         draft, units, initial = blueprint.draft(int(seeds[0]))
         loss, target = self._fit_loss(draft, units, dtype)

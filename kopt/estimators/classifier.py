@@ -46,8 +46,9 @@ class KerasClassifier(ClassifierMixin, ClassTargets, KerasEstimator):
             by names of your own. Each fit uses copies of instances. `callbacks__name__argument` sets what a class is
             made with, where the name is that of the class or in the dictionary.
         warm_start: whether `fit` goes on from the weights of the fit before.
-        strategy: None for one device, "auto" for all devices of the best kind there are, "mirrored", or a
-            `tf.distribute.MirroredStrategy` or `OneDeviceStrategy`.
+        strategy: None for one device, "auto" for all devices of the best kind there are, "mirrored", "multi_worker" for
+            several processes, or a `MirroredStrategy`, `MultiWorkerMirroredStrategy` or `OneDeviceStrategy` of
+            `tf.distribute`.
         device: the one device to compute on, as "CPU" or "GPU:1"; None for TensorFlow's choice or the strategy's.
         dtype: name of the Keras dtype policy of layers that do not say otherwise: "float32", "float64",
             "mixed_bfloat16", "mixed_float16" (with the loss scaled, as in Keras), "bfloat16" or "float16". None

@@ -1,5 +1,6 @@
 """A callback that saves where a fit stands, and goes on from there to bitwise the same weights."""
 
+import contextlib
 import json
 import pathlib
 from typing import Any
@@ -7,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from kopt._checks import check_choice
+from kopt.distribute.workers import END, Ending, is_chief
 from kopt.training import loop
 from kopt.training.files import read_as, write_arrays
 from kopt.training.model import Model
-from kopt.training.state import Regular, arrays_of, restore, variables_of
+from kopt.training.state import Regular, arrays_of, parts_of, restore, restore_parts, variables_of
 
 FORMAT = 1
 """Of the files. A later one says what it is, so that nothing is read as what it is not."""
@@ -24,7 +26,11 @@ class Checkpoint(Regular):
     same program, run again, ends with bitwise the same weights and history as if nothing had happened, on the same
     machine. Where the fit was finished, `fit` with more `epochs` adds them.
 
-    Files are written beside and then renamed, so that there is always a whole one.
+    Files are written beside and then renamed, so that there is always a whole one. SIGTERM, which schedulers send
+    before they take a machine away, saves at the end of the step, and ends the process with code 143.
+
+    Of several workers the chief writes, and all read: the folder has to be one that all of them see. When one is told
+    to end, all do.
 
     It needs a `kopt.Model`, whose `fit` can begin within an epoch; `keras.callbacks.BackupAndRestore` does the same for
     whole epochs of any model. Put it last among the callbacks: their own state, as the patience of `EarlyStopping`,
@@ -49,6 +55,14 @@ class Checkpoint(Regular):
         self.resume = check_choice(self, (True, False), resume=resume)
         self._metrics, self._ending = [], False
         self._history: Any = None
+        self._end = Ending(None)
+
+    @contextlib.contextmanager
+    def fitting(self):
+        """The context that `fit` runs in: one in which SIGTERM lets a process save."""
+        with Ending(self.model.distribute_strategy) as self._end:
+            yield
+        self._end = Ending(None)
 
     def on_train_begin(self, logs=None):
         """Goes on from the file, if there is one."""
@@ -63,8 +77,8 @@ class Checkpoint(Regular):
     def _check_model(self):
         if not isinstance(self.model, Model) or not loop.in_one_program(self.model, "train"):
             raise ValueError(
-                "Checkpoint: the model must be a kopt.Model that is not run eagerly, under a strategy or by a train "
-                f"function of your own, got {self.model.name}. Try kopt.Model(model.inputs, model.outputs), or "
+                "Checkpoint: the model must be a kopt.Model that is not run eagerly or by a train function of its own, "
+                f"got {self.model.name}. Try kopt.Model(model.inputs, model.outputs), or "
                 "keras.callbacks.BackupAndRestore."
             )
         if not self.model.built:
@@ -78,23 +92,27 @@ class Checkpoint(Regular):
         """Gives the metrics back: `fit` resets them before, and makes some in the first step's trace."""
         super().on_train_batch_begin(batch, logs)
         if self._metrics:
-            restore(self.model.metrics_variables, self._metrics)
+            restore_parts(self.model.metrics_variables, self._metrics, self.model.distribute_strategy)
             self._metrics = []
 
     def on_train_batch_end(self, batch, logs=None):
         """Saves, where it is time; after the last batch, the end of the epoch does."""
-        due, steps = self.is_due(batch), self.params.get("steps")
+        told, steps = self._end.told(now=False), self.params.get("steps")
+        due = self.is_due(batch) or told
         self._ending = due and (steps is None or batch + 1 == steps)
         if due and batch + 1 != steps:
             self._write(self.model.history.history, self.model.history.epoch)
+            _end_if(told)
 
     def on_epoch_end(self, epoch, logs=None):
         """Saves, where it is time."""
-        if self.every == "epoch" or self._ending:
+        told = self._end.told()
+        if self.every == "epoch" or self._ending or told:
             self._ending = False
             past = self.model.history.history
             history = {name: [*past.get(name, []), value] for name, value in (logs or {}).items()}
             self._write(past | history, [*self.model.history.epoch, epoch])
+            _end_if(told)
 
     def on_train_end(self, logs=None):
         """Gives the history back where no epoch was left to do."""
@@ -106,9 +124,12 @@ class Checkpoint(Regular):
             self._history = None
 
     def _write(self, history, epochs):
-        progress = self.model.progress
+        progress, strategy = self.model.progress, self.model.distribute_strategy
         where = dict(seed=progress.seed, epoch=progress.epoch, step=progress.step)
-        kept = {"variables": arrays_of(variables_of(self.model)), "metrics": arrays_of(self.model.metrics_variables)}
+        kept = {"metrics": parts_of(self.model.metrics_variables, strategy)}  # to which all workers contribute
+        if not is_chief(strategy):
+            return
+        kept["variables"] = arrays_of(variables_of(self.model))
         about: dict[str, Any] = dict(format=FORMAT, progress=where, history=_plain(history), epochs=epochs)
         about["variables"] = [_spec(variable) for variable in variables_of(self.model)]
         arrays: Any = {f"{kind}/{i}": x for kind, each in kept.items() for i, x in enumerate(each)}
@@ -144,6 +165,11 @@ class Checkpoint(Regular):
                 f"Checkpoint: {self.path} must be of this model and optimizer, and has {len(saved)} variables, where "
                 f"there are {len(own)}. Delete it, or set resume=False."
             )
+
+
+def _end_if(told):
+    if told:
+        raise SystemExit(END)
 
 
 def _spec(variable):

@@ -15,6 +15,7 @@ from kopt._backend import batches_of, numbers
 from kopt._checks import check_range
 from kopt.distribute import strategy as distributed
 from kopt.distribute.checks import loops, strategy_of
+from kopt.distribute.workers import check_alike, is_chief, of_all, several
 from kopt.training.cache import Cache
 from kopt.training.epochs import Epochs, Predictions, Step, Streamed, over_replicas
 from kopt.training.memory import advised
@@ -75,11 +76,17 @@ def in_one_program(model, task):
     """Whether a model's steps can be put into programs: else Keras's own loop has them, which the user asked for.
 
     That is: eager execution, or a `make_train_function` (..., a `train_function`) of the user's.
+
+    Raises:
+        ValueError: several processes are to take them, over which Keras's own loop fails.
     """
     own = getattr(type(model), f"make_{task}_function") is not getattr(keras.Model, f"make_{task}_function")
     function = getattr(model, f"{task}_function")
     given = getattr(function, "python_function", function)  # Keras puts its own there too
     own = own or (given is not None and not given.__module__.startswith("keras."))
+    if several(model.distribute_strategy) and (own or model.run_eagerly):
+        got = "run_eagerly=True" if model.run_eagerly else f"a make_{task}_function of its own"
+        raise ValueError(f"kopt.Model: steps of several workers must be compiled by kopt, got {got}.")
     return not own and not model.run_eagerly
 
 
@@ -134,12 +141,16 @@ def fit(
         size = validation_batch_size or batch_size
         validation = dict(x=x, y=y, sample_weight=sample_weight, batch_size=size, steps=validation_steps)
     planned = epochs - initial_epoch  # from wherever it begins: the same steps are compiled in the same way
-    with _validating(model, validation, planned):
+    with _validating(model, validation, planned), contextlib.ExitStack() as stack:
         callbacks = _listed(callbacks, model, verbose, epochs, data.steps, add_history=True)
+        for callback in callbacks.callbacks:
+            stack.enter_context(getattr(callback, "fitting", contextlib.nullcontext)())
         model.stop_training = False
         model.progress = Progress.begin(initial_epoch)
+        model.progress.seed = int(of_all(model.distribute_strategy, model.progress.seed)[0, 0])
         callbacks.on_train_begin()
         progress = model.progress
+        check_alike(model.distribute_strategy, progress, data)
         progress.epoch = model._initial_epoch or progress.epoch
         remaining, logs = range(progress.epoch, epochs), None
         for epoch in remaining:
@@ -207,7 +218,13 @@ def _listed(callbacks, model, verbose, epochs, steps, add_history=False):
     """Callbacks as Keras calls them."""
     if isinstance(callbacks, keras.callbacks.CallbackList):
         return callbacks
-    how = dict(add_history=add_history, add_progbar=verbose != 0, verbose=verbose, epochs=epochs, steps=steps)
+    how = dict(
+        add_history=add_history,
+        add_progbar=verbose != 0 and is_chief(model.distribute_strategy),
+        verbose=verbose,
+        epochs=epochs,
+        steps=steps,
+    )
     return keras.callbacks.CallbackList(callbacks, model=model, **how)
 
 

@@ -9,6 +9,7 @@ from keras import tree
 from kopt._backend import outside_the_trace, replicas, sum_over_replicas
 from kopt.distribute.alone import applying
 from kopt.distribute.shares import sharing
+from kopt.distribute.workers import apart
 from kopt.training import loop
 from kopt.training.batch import Batch
 from kopt.training.everywhere import step_everywhere
@@ -176,7 +177,7 @@ class Model(keras.Model):
     def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
         """Returns the outputs for rows, as `keras.Model.predict` does: all arguments are the same."""
         how = dict(x=x, batch_size=batch_size, verbose=verbose, steps=steps, callbacks=callbacks)
-        with loop.placed(self):
+        with apart(self, "Model.predict"), loop.placed(self):
             found = loop.predict(self, **how) if loop.in_one_program(self, "predict") else NotImplemented
             return super().predict(**how) if found is NotImplemented else found
 

@@ -5,8 +5,10 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from kopt._checks import check_range
+from kopt.distribute.strategy import replicas
 from kopt.training.program import weights
 
 
@@ -24,6 +26,46 @@ def restore(variables, arrays):
     """Gives variables what they held."""
     for variable, array in zip(variables, arrays, strict=True):
         variable.assign(array)
+
+
+def parts_of(variables, strategy):
+    """What replicas hold of variables of which each has its own, metrics say: an array for each, a row per replica.
+
+    All workers have to ask at once.
+    """
+    if replicas(strategy) == 1:
+        return [array[None] for array in arrays_of(variables)]
+
+    def own(variable, here):
+        row = tf.reshape(tf.range(here.num_replicas_in_sync), [-1, *[1] * len(variable.shape)])
+        value = tf.convert_to_tensor(variable.value)
+        return tf.where(row == here.replica_id_in_sync_group, value[None], tf.zeros_like(value)[None])
+
+    def on_replica():
+        here = tf.distribute.get_replica_context()
+        return [here.all_reduce("SUM", own(variable, here)) for variable in variables]
+
+    found = strategy.run(on_replica)
+    return [strategy.experimental_local_results(x)[0].numpy() for x in found]
+
+
+def restore_parts(variables, arrays, strategy):
+    """Gives replicas what they held; where there were more or less of them, their sum to the first one."""
+    count = replicas(strategy)
+    if any(len(array) != count for array in arrays):
+        arrays = [
+            np.concatenate([x.sum(0, keepdims=True), np.zeros_like(x, shape=(count - 1, *x.shape[1:]))]) for x in arrays
+        ]
+    if count == 1:
+        return restore(variables, [array[0] for array in arrays])
+
+    def on_replica():
+        number = tf.distribute.get_replica_context().replica_id_in_sync_group
+        for variable, array in zip(variables, arrays, strict=True):
+            variable.assign(tf.constant(array)[number])
+
+    strategy.run(on_replica)
+    return None
 
 
 class Regular(keras.callbacks.Callback):

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 import kopt
-from kopt.training import checkpoint, epochs, files
+from kopt.training import checkpoint, epochs, files, state
 
 L = keras.layers
 RNG = np.random.default_rng(0)
@@ -111,6 +111,40 @@ def test_an_interrupted_fit_goes_on_to_the_same_weights(straight, every, tmp_pat
         assert anew.epoch == [0]
 
 
+def mirrored(devices=2):
+    names = [device.name for device in tf.config.list_logical_devices("CPU")][:devices]
+    return tf.distribute.MirroredStrategy(names, cross_device_ops=tf.distribute.ReductionToOneDevice())
+
+
+def test_a_fit_over_replicas_goes_on_to_the_same_bits(tmp_path):
+    """Of metrics each replica has its own part."""
+
+    def fitted(*callbacks):
+        with mirrored().scope():
+            model = network(optimizer=keras.optimizers.SGD(0.05))
+        return model, model.fit(X, Y, **FIT, callbacks=[*callbacks])
+
+    with pytest.raises(KeyboardInterrupt):
+        fitted(kopt.Checkpoint(tmp_path / "run", every=3), At(17, interrupt))
+    (model, history), (straight, expected) = fitted(kopt.Checkpoint(tmp_path / "run")), fitted()
+    assert_equal(model, history, (values(straight), expected.history))
+
+
+@pytest.mark.parametrize(("there", "here"), [(1, 2), (2, 1)])
+def test_parts_of_replicas_add_up_where_there_are_others(there, here):
+    def metric(devices):
+        strategy = mirrored(devices)
+        with strategy.scope():
+            return keras.metrics.TruePositives(thresholds=[0.2, 0.5, 0.8]), strategy
+
+    (old, strategy), (new, other) = metric(there), metric(here)
+    strategy.run(lambda: old.update_state(tf.ones(4), tf.constant([0.1, 0.3, 0.6, 0.9])))
+    parts = state.parts_of(old.variables, strategy)
+    assert [part.shape for part in parts] == [(there, 3)]
+    state.restore_parts(new.variables, parts, other)
+    np.testing.assert_array_equal(new.variables[0].numpy(), there * np.array([3, 2, 1]))
+
+
 def test_a_killed_process_is_taken_up_by_another(straight, tmp_path):
     path = tmp_path / "run.ckpt"
     code = f"import runpy; runpy.run_path({str(pathlib.Path(__file__))!r})['killed']({str(path)!r})"
@@ -122,6 +156,34 @@ def test_a_killed_process_is_taken_up_by_another(straight, tmp_path):
     assert (where["epoch"], where["step"]) == (2, 1)
     model = network()
     assert_equal(model, model.fit(X, Y, **FIT, callbacks=[kopt.Checkpoint(path, every=3)]), straight)
+
+
+@pytest.mark.parametrize("steps", [17, 21])
+def test_a_process_that_is_told_to_end_saves_where_it_is(straight, steps, tmp_path):
+    """Within an epoch, and at its end; and SIGTERM is what it was afterwards."""
+    path, model = tmp_path / "run.ckpt", network()
+    at = At(steps, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as ended:
+        model.fit(X, Y, **FIT, callbacks=[at, kopt.Checkpoint(path)])
+    assert ended.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert (model.progress.epoch, model.progress.step) == divmod(steps, 7)
+    with np.load(path) as file:
+        where = json.loads(str(file["about"]))["progress"]
+    assert (where["epoch"], where["step"]) == divmod(steps, 7)
+    model = network()
+    assert_equal(model, model.fit(X, Y, **FIT, callbacks=[kopt.Checkpoint(path)]), straight)
+
+
+def test_who_handles_sigterm_goes_on_to(tmp_path):
+    told = []
+    before = signal.signal(signal.SIGTERM, lambda *_: told.append(True))
+    try:
+        at = At(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        network().fit(X, Y, **FIT | {"epochs": 1}, callbacks=[at, kopt.Checkpoint(tmp_path / "run")])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert told == [True]
 
 
 @pytest.mark.slow
