@@ -7,6 +7,7 @@ it asks, all replicas answer for their shares.
 import tensorflow as tf
 
 from kopt._backend import dense
+from kopt.distribute.shares import beside
 from kopt.distribute.strategy import run_shared
 from kopt.training.micro_batches import MicroBatched
 
@@ -32,6 +33,11 @@ class Everywhere(MicroBatched):
     """An oracle for all replicas together."""
 
     replicas = 1  # pyright: ignore[reportAssignmentType]
+
+    def linearized(self):
+        """As in `Oracle`: residuals do not add up, so that the first device computes all of them."""
+        with beside():
+            return super().linearized()
 
 
 def step_everywhere(optimizer, strategy, data, batch_of, then):

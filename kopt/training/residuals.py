@@ -108,7 +108,7 @@ def _at_units(function, number, width, dtype):
     if block == number:
         return some(0)
     blocks = tf.map_fn(some, tf.range(0, number, block), fn_output_signature=dtype)
-    return tf.reshape(blocks, (-1, tf.shape(blocks)[-1]))[:number]
+    return tf.ensure_shape(tf.reshape(blocks, (-1, tf.shape(blocks)[-1]))[:number], (number, width))
 
 
 class _Term(NamedTuple):

@@ -104,6 +104,18 @@ def test_optimizers_that_look_again_see_the_whole_batch(optimizer):
     assert_equal(optimizer)
 
 
+def test_least_squares_have_the_residuals_of_all_rows():
+    def fitted(strategy):
+        with strategy.scope():
+            model = dense()
+            model.compile(kopt.LevenbergMarquardt(), "mse")
+        history = model.fit(*data(), epochs=3, verbose=0).history
+        return [*model.get_weights(), history["loss"]]
+
+    for a, b in zip(fitted(tf.distribute.get_strategy()), fitted(two_replicas()), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
 @pytest.mark.parametrize("optimizer", [lambda: optimizers.SGD(0.1, 0.9, clipnorm=0.1), lambda: kopt.SAM(kopt.SGD(0.1))])
 def test_xla_compiles_what_each_replica_computes(optimizer, monkeypatch):
     asked = []

@@ -358,3 +358,14 @@ def test_each_hyperparameter_has_a_case():
     for optimizer in (kopt.GaussNewton, kopt.LevenbergMarquardt):
         own = {p.name for p in inspect.signature(optimizer).parameters.values() if p.kind is not p.VAR_KEYWORD}
         assert all(f"{name}=" in text for name in own)
+
+
+def test_gauss_newton_fits_more_weights_than_a_block_of_the_jacobian_in_a_model():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,))
+    model = kopt.Model(inputs, keras.layers.Dense(1)(keras.layers.Dense(8, "tanh")(inputs)))  # 49 weights
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((200, 4)).astype("float32")
+    model.compile(kopt.GaussNewton(), "mse", jit_compile=False)
+    losses = model.fit(x, np.tanh(x[:, :1] - x[:, 1:2]), epochs=6, verbose=0).history["loss"]
+    assert losses[-1] < 0.2 * losses[0]
