@@ -14,7 +14,8 @@ import numpy as np
 from keras import ops
 
 import kopt
-from kopt.training.oracle import Batch, Oracle
+from kopt.training.batch import Batch
+from kopt.training.oracle import Oracle
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--steps", type=int, default=30)

@@ -24,8 +24,9 @@ def test_stages_overlap_and_hold_what_the_schedule_says():
         import json, sys
         sys.path.insert(0, ".")
         import pipeline
+        pipeline.FORWARD = 0.05
         pipeline.devices(3)
-        found = [pipeline.overlap(3, 6, schedule, False) for schedule in ("1f1b", "gpipe")]
+        found = [pipeline.overlap(3, 6, schedule, False, turns=1) for schedule in ("1f1b", "gpipe")]
         how = dict(stages=3, micro_batches=6, layers=8, width=2**14, rows=300)
         print(json.dumps([found, [pipeline.memory("gpipe", recompute, **how) for recompute in (True, False)]]))
     """
