@@ -203,7 +203,10 @@ def check_no_decay(optimizer):
 
 
 def check_fit(optimizer):
-    """Through `fit`, eager, graph, XLA and mixed: a learning rate of zero moves nothing, and the rest agree."""
+    """Through `fit`, eager, graph and mixed: a learning rate of zero moves nothing, and the rest agree.
+
+    Under XLA, too, where it looks at the batch; a step from gradients alone has been compiled by `check_compiled`.
+    """
     if not runs.fits(optimizer):
         return
     model = runs.small_model(runs.copy(optimizer, learning_rate=0.0))
@@ -215,11 +218,12 @@ def check_fit(optimizer):
         variable.assign(value)
     model.optimizer.learning_rate = rate
     graph = runs.fitted(model).get_weights()
-    xla = runs.fitted(runs.small_model(runs.copy(optimizer), jit_compile=True)).get_weights()
     eager = runs.fitted(runs.small_model(runs.copy(optimizer), run_eagerly=True)).get_weights()
     mixed = runs.fitted(runs.small_model(runs.copy(optimizer), policy="mixed_float16", run_eagerly=True)).get_weights()
     assert runs.distance(start, graph) > 1e-6, "fit moved nothing"
-    assert runs.distance(graph, xla) < 2e-4, "fit differs under XLA"
+    if runs.looks(optimizer):
+        xla = runs.fitted(runs.small_model(runs.copy(optimizer), jit_compile=True)).get_weights()
+        assert runs.distance(graph, xla) < 2e-4, "fit differs under XLA"
     assert runs.distance(graph, eager) < 2e-4, "fit differs when run eagerly"
     assert all(np.isfinite(w).all() for w in mixed), "mixed precision gave weights that are not finite"
 

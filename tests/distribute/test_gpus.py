@@ -16,14 +16,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import kopt
-from kopt.distribute import gpus
+from kopt.distribute import claims, gpus
 from kopt.search.engines import Suggestion
 from kopt.search.evaluation import Task, evaluate
 from kopt.search.networks import give_gpu, number_of_jobs
 
 CLAIMER = """
 import pathlib, sys
-from kopt.distribute.gpus import claim
+from kopt.distribute.claims import claim
 print(claim([0, 1], pathlib.Path(sys.argv[1])), flush=True)
 sys.stdin.read()
 """
@@ -42,7 +42,7 @@ def two_gpus(monkeypatch, tmp_path):
     gpus.own.cache_clear()
     yield devices, told
     gpus.own.cache_clear()
-    gpus._held.close()
+    claims._held.close()
 
 
 def test_processes_claim_different_devices_and_a_killed_one_gives_its_back(tmp_path):
@@ -80,7 +80,7 @@ def test_a_process_sees_its_own_gpu_alone(two_gpus, monkeypatch):
 def test_where_tensorflow_has_started_networks_are_told_the_device(two_gpus, monkeypatch, tmp_path):
     _, told = two_gpus
     monkeypatch.setattr(gpus, "tensorflow_has_started", lambda: True)
-    gpus.claim([0], tmp_path / f"kopt-gpus-{os.getuid()}")  # as if it were somebody else
+    claims.claim([0], tmp_path / f"kopt-gpus-{os.getuid()}")  # as if it were somebody else
     asked = {}, {"device": "CPU"}, {"strategy": "mirrored"}
     networks = [kopt.KerasClassifier(**each) for each in asked]
     give_gpu(networks)

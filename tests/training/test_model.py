@@ -38,7 +38,11 @@ def trained(kind, optimizer, **how):
     return model, history.history
 
 
-@pytest.mark.parametrize("how", [dict(run_eagerly=True), dict(jit_compile=False), dict(jit_compile=True)], ids=str)
+@pytest.mark.parametrize(
+    "how",
+    [dict(run_eagerly=True), dict(jit_compile=False), pytest.param(dict(jit_compile=True), marks=pytest.mark.slow)],
+    ids=str,
+)
 @pytest.mark.parametrize("library", [kopt, keras.optimizers], ids=["kopt", "keras"])
 def test_a_fit_is_that_of_keras(library, how):
     (ours, history), (theirs, expected) = (

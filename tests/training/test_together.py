@@ -78,7 +78,10 @@ def test_as_alone_each_in_its_order(sizes):
     "options",
     [
         lambda i: dict(optimizer=kopt.ScheduleFreeAdamW),
-        lambda i: dict(optimizer=kopt.SAM(kopt.SGD(), rho=0.05 * (i + 1)), rate="optimizer__inner__learning_rate"),
+        pytest.param(
+            lambda i: dict(optimizer=kopt.SAM(kopt.SGD(), rho=0.05 * (i + 1)), rate="optimizer__inner__learning_rate"),
+            marks=pytest.mark.slow,
+        ),
         lambda i: dict(optimizer__use_ema=True, optimizer__ema_momentum=0.5),
         lambda i: dict(optimizer=keras.optimizers.Adam, optimizer__clipnorm=0.5),
     ],
