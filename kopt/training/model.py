@@ -195,7 +195,7 @@ class Model(keras.Model):
         if self._distribute_strategy is None:
             return
         results = self._distribute_strategy.experimental_local_results
-        for _, _, batches in iterator or ():
+        for *_, batches in iterator or ():
             data_batch = tree.map_structure(lambda x: results(x)[0], next(batches))
             break
         with self._distribute_strategy.scope():
