@@ -1,120 +1,12 @@
-"""What kopt needs of Keras beyond its public interface, and what differs by backend: all in this one place."""
+"""What differs by backend: TensorFlow, with its graphs, devices and replicas, or JAX."""
 
 import contextlib
-import functools
-import inspect
 import math
 import types
-from typing import Any
 
 import keras
-from keras.src.backend.common import global_state, masking
-from keras.src.backend.common.stateless_scope import in_stateless_scope
-from keras.src.backend.common.variables import AutocastScope
-from keras.src.losses import loss as _loss
-from keras.src.models.functional import Functional
-from keras.src.trainers.data_adapters import array_data_adapter, array_slicing
-from keras.src.trainers.epoch_iterator import EpochIterator
-from keras.src.utils.python_utils import pythonify_logs
 
-PRIVATE = {
-    keras.callbacks.Callback: ("_model",),
-    keras.Variable: ("_initialize", "_value"),
-    Functional: (
-        "_nodes_by_depth",
-        "_outputs_struct",
-        "_run_through_graph",
-        "_standardize_inputs",
-    ),
-    keras.Model: (
-        "_assert_compile_called",
-        "_call_has_training_arg",
-        "_compile_loss",
-        "_compute_loss",
-        "_distribute_strategy",  # on TensorFlow
-        "_flatten_layers",
-        "_flatten_metrics_in_order",
-        "_initial_epoch",
-        "_loss_tracker",  # once compiled
-        "_should_eval",
-        "_symbolic_build",
-    ),
-    keras.optimizers.Optimizer: (
-        "_accumulated_gradients",  # where gradients accumulate
-        "_backend_apply_gradients",
-        "_check_super_called",
-        "_clip_gradients",
-        "_distribution_strategy",  # on TensorFlow
-        "_get_current_learning_rate",
-        "_get_variable_index",
-        "_iterations",
-        "_learning_rate",
-        "_model_variables_moving_average",  # where use_ema is set
-        "_overwrite_variable_with_gradient",
-        "_track_variable",
-        "_trainable_variables",
-        "_trainable_variables_indices",
-        "_untrack_variable",
-        "_var_key",
-    ),
-}
-"""Private attributes of Keras's objects that kopt reads, calls or overrides."""
-
-
-REDUCTIONS: Any = _loss
-"""Keras's module of how the values of a loss become one."""
-
-
-def batches_of(x, y=None, sample_weight=None, **how):
-    """Keras's iterator over batches: what checks the arguments of `fit` that are about data, and knows their number."""
-    return EpochIterator(x, y, sample_weight, **how)
-
-
-def are_arrays(*data):
-    """Whether all of this is arrays, or None, in tuples and dictionaries."""
-    return array_data_adapter.can_convert_arrays(data)
-
-
-def as_tensors(arrays):
-    """Arrays as Keras hands them to TensorFlow: floats in its default type, columns of frames as numbers."""
-    return array_slicing.convert_to_sliceable(arrays, target_backend="tensorflow")
-
-
-def split(arrays, validation_split):
-    """Keras's parts of arrays for training and for validation: the last rows."""
-    return array_slicing.train_validation_split(arrays, validation_split)
-
-
-def numbers(logs):
-    """Logs as Python's numbers, by sorted names."""
-    return pythonify_logs(logs)
-
-
-def is_seed(variable):
-    """Whether a variable is the state of a random number generator."""
-    return variable.path.endswith("seed_generator_state")
-
-
-def mask_of(x):
-    """The mask that a tensor carries, or None."""
-    return masking.get_keras_mask(x)
-
-
-def give_mask(x, mask):
-    """Lets a tensor carry a mask, as what `keras.layers.Masking` makes does."""
-    masking.set_keras_mask(x, mask)
-
-
-def nodes_of(model):
-    """The calls of operations that a functional model consists of, each after those that it needs."""
-    depths = sorted(model._nodes_by_depth, reverse=True)
-    return [node for depth in depths for node in model._nodes_by_depth[depth] if not node.is_input]
-
-
-def outputs_of(model, flat):
-    """Outputs of a functional model, in a list, in the structure in which it returns them."""
-    packed = keras.tree.pack_sequence_as(model._outputs_struct, flat)
-    return packed[0] if isinstance(packed, (list, tuple)) and len(packed) == 1 else packed
+from kopt._keras import in_stateless_scope
 
 
 def on_tensorflow():
@@ -163,39 +55,6 @@ def sum_over_replicas(tensors):
     return [x if x is None else reduce("SUM", dense(x)) for x in tensors]
 
 
-@functools.cache
-def sums_activity():
-    """Whether Keras adds an activity regularizer's loss up over rows, as it did once, and takes no mean of them."""
-    layer = keras.layers.ActivityRegularization(l1=1.0)
-    with outside_the_trace(), keras.StatelessScope(collect_losses=True) as scope:
-        layer(keras.ops.ones((2, 1)))
-        return float(keras.ops.convert_to_numpy(scope.losses[0])) > 1.5
-
-
-@contextlib.contextmanager
-def activity_as_means(layers, share):
-    """A context in which losses of activity regularizers, times the rows' share of a batch, add up to the batch's.
-
-    Args:
-        layers: that have them, or layers inside that do.
-        share: the part that the rows are of the batch; where it is 0, so are the losses.
-    """
-    every = {id(each): each for layer in layers for each in layer._flatten_layers()}.values()
-    regular = [layer for layer in every if layer.activity_regularizer is not None] if sums_activity() else []
-    given = [layer.activity_regularizer for layer in regular]
-
-    def scaled(regularizer):
-        return lambda x: keras.ops.divide_no_nan(regularizer(x), keras.ops.cast(share, x.dtype))
-
-    for layer, regularizer in zip(regular, given):
-        layer.activity_regularizer = scaled(regularizer)
-    try:
-        yield
-    finally:
-        for layer, regularizer in zip(regular, given):
-            layer.activity_regularizer = regularizer
-
-
 def places_of(variables):
     """The device of each variable where they lie on several, as the stages of a pipeline do; else None for each."""
     if not on_tensorflow() or under_strategy():
@@ -211,22 +70,6 @@ def on_device(name):
     import tensorflow as tf
 
     return tf.device(name)
-
-
-def as_stored():
-    """A context in which variables are read in their own type, whatever the policy of the layer that reads them."""
-    return AutocastScope(None)
-
-
-@contextlib.contextmanager
-def sketching():
-    """A scope in which variables get no values of their own, and which forgets them: Keras would wait to make them."""
-    waiting = list(global_state.get_global_attribute("uninitialized_variables", []))
-    try:
-        with keras.StatelessScope(initialize_variables=False):
-            yield
-    finally:
-        global_state.set_global_attribute("uninitialized_variables", waiting)
 
 
 def outside_the_trace():
@@ -256,10 +99,10 @@ def assign(variable, value):
     if not on_tensorflow() or in_stateless_scope():
         variable.assign(value)
         return
-    _local(variable).assign(value, read_value=False)
+    local(variable).assign(value, read_value=False)
 
 
-def _local(variable):
+def local(variable):
     """TensorFlow's variable that a Keras variable is on this replica."""
     import tensorflow as tf
 
@@ -392,111 +235,3 @@ def uniform(shape, seed, t, dtype):
 
         bits = jax.random.bits(jax.random.fold_in(jax.random.key(seed), t), shape, "uint32") >> 8
     return keras.ops.cast(bits, dtype) * 2.0**-24
-
-
-class Traced:
-    """What a plain `keras.Model` lets an oracle tell: gradients and, by differentiating them in their graph, products.
-
-    `kopt.training.oracle.Oracle` answers whatever is asked; all else is refused here.
-
-    Args:
-        grads: the gradients, one for each variable.
-        variables: the weights.
-        owner: who asks, for errors.
-    """
-
-    def __init__(self, grads, variables, owner):
-        self._grads, self._variables, self._owner = [dense(g) for g in grads], variables, owner
-
-    def __getattr__(self, name):
-        raise ValueError(
-            f"{self._owner} asks more of each batch than its gradient, and keras.Model shows it that alone. "
-            "Try kopt.Model(model.inputs, model.outputs)."
-        )
-
-    def __call__(self):
-        return self.loss()  # which is not shown
-
-    @property
-    def weights(self):
-        """A tensor for each weight."""
-        return [dense(v) for v in self._variables]
-
-    def gradients(self):
-        """The gradient for each weight."""
-        return self._grads
-
-    def gradients_and_hvp(self):
-        """The gradients, and `hvp`."""
-        return self._grads, self.hvp
-
-    @property
-    def hvp(self):
-        """A function that multiplies vectors, a tensor for each weight, by the Hessian of the loss."""
-        if not on_tensorflow():
-            return self.curvature  # which there is none of
-        import tensorflow as tf
-
-        if tf.executing_eagerly():
-            raise ValueError(
-                f"{self._owner} differentiates gradients, which are numbers in a keras.Model that is run eagerly. Try "
-                "run_eagerly=False, or kopt.Model(model.inputs, model.outputs)."
-            )
-        if any(op.type == "StopGradient" and "moments/" in op.name for g in _graphs() for op in g.get_operations()):
-            raise ValueError(
-                f"{self._owner} differentiates gradients, and in a keras.Model those of layers that normalize have "
-                "wrong derivatives: tf.nn.moments stops one. Try kopt.Model(model.inputs, model.outputs), which does "
-                "not."
-            )
-        return self._product
-
-    def _product(self, vectors):
-        import tensorflow as tf
-
-        slope = tf.add_n([tf.reduce_sum(g * v) for g, v in zip(self._grads, vectors, strict=True)])
-        handles = [_as_read(_local(variable).handle) for variable in self._variables]
-        slopes: Any = tf.gradients(slope, [x for x in handles if x is not None])
-        found = iter(slopes)
-        products = [None if x is None else next(found) for x in handles]
-        return [tf.zeros_like(v) if x is None else dense(x) for x, v in zip(products, vectors, strict=True)]
-
-    @property
-    def replicas(self):
-        """How many replicas have an oracle each."""
-        return replicas()
-
-    def sum(self, tensors):
-        """Each tensor of a list summed over all replicas."""
-        return sum_over_replicas(tensors)
-
-
-def _graphs():
-    """The graph that is being built, and those around it, the outermost first."""
-    import tensorflow as tf
-
-    graphs: list[Any] = [tf.compat.v1.get_default_graph()]
-    while (outer := getattr(graphs[0], "outer_graph", None)) is not None:
-        graphs.insert(0, outer)
-    return graphs
-
-
-def _as_read(handle):
-    """What stands for a variable's handle in the outermost graph that reads it, where a gradient has to arrive."""
-    known = {id(handle)}
-    for graph in _graphs():
-        for outside, inside in getattr(graph, "captures", ()):
-            if id(outside) in known:
-                known.add(id(inside))
-                if any(op.type in ("ReadVariableOp", "ResourceGather") for op in inside.consumers()):
-                    return inside
-    return None
-
-
-OPTIMIZER_OPTIONS = {
-    option.name: option.default
-    for cls in keras.optimizers.Optimizer.__mro__
-    if "clipnorm" in inspect.signature(cls.__init__).parameters
-    for option in inspect.signature(cls.__init__).parameters.values()
-    if option.name not in ("self", "learning_rate", "kwargs")
-}
-"""The options that every Keras optimizer takes, with their defaults."""

@@ -7,8 +7,9 @@ import keras
 import numpy as np
 from keras import tree
 
-from kopt._backend import compiled, is_seed
+from kopt._backend import compiled
 from kopt._checks import check_range
+from kopt._keras import is_seed
 from kopt.layers.wrapped import calls_changed
 
 

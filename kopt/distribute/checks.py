@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from kopt._backend import sums_activity
+from kopt.distribute.activity import sums_activity
 from kopt.distribute.alone import wrapped
 
 RUNS_ON = "a MirroredStrategy, MultiWorkerMirroredStrategy or OneDeviceStrategy of tf.distribute"

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 from keras import ops, tree
 
-from kopt._backend import REDUCTIONS, assign, replicas, sum_over_replicas
+from kopt._backend import assign, replicas, sum_over_replicas
+from kopt._keras import REDUCTIONS
 from kopt._replaced import Replaced
 
 _here = threading.local()  # replicas have a thread each

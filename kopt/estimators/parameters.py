@@ -245,13 +245,13 @@ def invalid(before=""):
 @functools.cache
 def known_of(kind):
     """The arguments of an optimizer's constructor: its own, and those that all optimizers take."""
-    from kopt import _backend
+    from kopt._keras import OPTIMIZER_OPTIONS
     from kopt.optimizers import Optimizer
 
     if issubclass(kind, Optimizer):
         return list(kind._signature())
     own = [p.name for p in inspect.signature(kind).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    return list(dict.fromkeys([*own, *_backend.OPTIMIZER_OPTIONS]))
+    return list(dict.fromkeys([*own, *OPTIMIZER_OPTIONS]))
 
 
 def _is_model(model):

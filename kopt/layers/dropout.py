@@ -5,8 +5,8 @@ from numbers import Integral
 
 import keras
 
-from kopt._backend import give_mask
 from kopt._checks import check_choice, check_range
+from kopt._keras import give_mask
 from kopt.layers.base import Noise, Scheduled, inverted
 
 

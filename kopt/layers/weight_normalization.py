@@ -5,8 +5,8 @@ import math
 import keras
 from keras import ops
 
-from kopt._backend import as_stored
 from kopt._checks import check_choice, check_range
+from kopt._keras import as_stored
 from kopt.layers.base import Layer
 from kopt.layers.moments import wide
 from kopt.layers.wrapped import call_with, check_layer_given, kernel_of

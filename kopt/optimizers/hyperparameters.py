@@ -14,6 +14,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from kopt import _backend
 from kopt._checks import check_choice, check_range
+from kopt._keras import OPTIMIZER_OPTIONS
 
 RANGES = {
     "learning_rate": "[0, inf)",
@@ -78,8 +79,8 @@ class Hyperparameters:
                 if not any(p.kind is p.VAR_KEYWORD for p in parameters):
                     break
         else:
-            found = _backend.OPTIMIZER_OPTIONS | OPTIONS | found
-        common = {*_backend.OPTIMIZER_OPTIONS, *OPTIONS}
+            found = OPTIMIZER_OPTIONS | OPTIONS | found
+        common = {*OPTIMIZER_OPTIONS, *OPTIONS}
         order = sorted(found, key=lambda name: (name != "learning_rate", name in common))
         return {name: found[name] for name in order}
 
@@ -90,7 +91,7 @@ class Hyperparameters:
 
         They are the floats of the signature, but for those called `initial_…`, which only fill slots.
         """
-        options = {*_backend.OPTIMIZER_OPTIONS, "learning_rate"} - {"weight_decay"}
+        options = {*OPTIMIZER_OPTIONS, "learning_rate"} - {"weight_decay"}
         floats = {name for name, x in cls._signature().items() if isinstance(x, float) or name == "weight_decay"}
         return {name for name in floats - options if not name.startswith("initial_")}
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Unpack
 
-from kopt import _backend
+from kopt._keras import OPTIMIZER_OPTIONS
 from kopt.optimizers.base import Common, Optimizer, Scheduled
 from kopt.optimizers.hyperparameters import OPTIONS, checked_patterns
 from kopt.optimizers.packs import Factors
@@ -16,7 +16,7 @@ def check_without_options(owner, argument, part, *, may_have=("groups", "no_deca
     check_part(owner, argument, part)
     for _, node in part._nodes():
         for name in sorted(set(INHERITED) - set(may_have)):
-            if (value := getattr(node, name)) != (_backend.OPTIMIZER_OPTIONS | OPTIONS)[name]:
+            if (value := getattr(node, name)) != (OPTIMIZER_OPTIONS | OPTIONS)[name]:
                 raise ValueError(
                     f"{type(owner).__name__}: {argument} must leave {name} to the optimizer around it, "
                     f"got {value!r} in {node!r}."

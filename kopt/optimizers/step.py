@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 from keras import ops, tree
 
-from kopt._backend import Traced, assign, dense, fused, on_device, sum_over_replicas
+from kopt._backend import assign, dense, fused, on_device, sum_over_replicas
 from kopt._checks import check_choice
+from kopt._traced import Traced
 from kopt.optimizers.packs import Factors
 from kopt.optimizers.state import State
 

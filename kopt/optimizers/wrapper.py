@@ -2,12 +2,12 @@
 
 import keras
 
-from kopt import _backend
+from kopt._keras import OPTIMIZER_OPTIONS
 from kopt.optimizers.base import Optimizer
 from kopt.optimizers.hyperparameters import OPTIONS
 from kopt.optimizers.packs import Factors, Slot
 
-INHERITED = [name for name in (*_backend.OPTIMIZER_OPTIONS, *OPTIONS) if name not in ("name", "weight_decay")]
+INHERITED = [name for name in (*OPTIMIZER_OPTIONS, *OPTIONS) if name not in ("name", "weight_decay")]
 """Options that a wrapper has of the optimizer inside."""
 
 

@@ -9,7 +9,8 @@ import keras
 import numpy as np
 from keras import ops, tree
 
-from kopt._backend import give_mask, is_seed, mask_of, sum_over_replicas
+from kopt._backend import sum_over_replicas
+from kopt._keras import give_mask, is_seed, mask_of
 from kopt.testing import backends
 from kopt.testing.runs import expect_error
 

@@ -6,11 +6,10 @@ import keras
 import tensorflow as tf
 from keras import tree
 
-from kopt._backend import dense, give_mask, is_seed, mask_of
+from kopt._backend import dense
+from kopt._keras import give_mask, is_seed, mask_of
+from kopt.distribute.seeds import as_before, reseeded
 from kopt.distribute.shares import current, keep_of_all
-
-SEEDS_APART = 7919
-"""How far the seeds of two replicas are apart."""
 
 
 def as_they_are(outputs):
@@ -119,20 +118,19 @@ class Batch:
             if "merge_call" not in str(error):
                 raise
             raise ValueError(
-                "kopt.Model: jit_compile must be 'auto' or False where replicas have to meet within the loss, as for "
-                "synchronized batch normalization, masks, weights that the mean is taken by, and several outputs."
+                "kopt.Model: jit_compile must be 'auto' or False where replicas have to meet within the loss, got True. "
+                "They do for synchronized batch normalization, masks, means by weights, and several outputs."
             ) from None
         for output, mask in zip(tree.flatten(outputs), tree.flatten(masks), strict=True):
             if mask is not None:
                 give_mask(output, mask)
         return grads, outputs, loss, list(zip(changed, values, strict=True))
 
-    def _own(self, variable, value, sign=1):
-        """The state of a seed with the replica's number in it, so that each draws noise of its own; or without."""
+    def _own(self, variable, value, of=reseeded):
+        """The state of a seed `of` the replica's number, so that each draws noise of its own; any other value."""
         if self._share is None or not is_seed(variable):
             return value
-        number = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, value.dtype)
-        return value + sign * SEEDS_APART * tf.stack([number, tf.zeros_like(number)])
+        return of(value, tf.distribute.get_replica_context().replica_id_in_sync_group)
 
     def _beside(self):
         """What the other variables hold in the next look."""
@@ -156,6 +154,6 @@ class Batch:
             if self._share is None or id(variable) in metrics:  # of which replicas have their own
                 variable.assign(value)
             else:
-                shared.append((variable, before[id(variable)], self._own(variable, value, -1)))
+                shared.append((variable, before[id(variable)], self._own(variable, value, as_before)))
         if shared:
             keep_of_all(self._share, shared)

@@ -98,34 +98,22 @@ def over_replicas(strategy, model, task):
 class Pace:
     """How many steps a program takes in some time, by its last call.
 
-    Attributes:
+    Args:
         most: how many it can take in a call.
     """
 
-    most = math.inf
-
-    def __init__(self):
-        self._calls, self._each = 0, None
+    def __init__(self, most=math.inf):
+        self.most, self._calls, self._each = most, 0, None
 
     def steps(self, seconds):
         """How many steps to take in the next call. The first one compiles, and tells nothing."""
-        return (1, 8)[self._calls] if self._each is None else max(int(seconds / self._each), 1)
+        return min((1, 8)[self._calls] if self._each is None else max(int(seconds / self._each), 1), self.most)
 
     def learn(self, steps, seconds):
         """Learns how long a call took."""
         self._calls += 1
         if self._calls > 1:
             self._each = seconds / steps
-
-
-class One(Pace):
-    """A step in each call."""
-
-    most = 1
-
-    def steps(self, seconds):
-        """One."""
-        return 1
 
 
 class Predictions:
@@ -186,7 +174,7 @@ class Program:
     """
 
     def __init__(self, model, step):
-        self.model, self.step, self.pace = model, step, Pace() if step.loops else One()
+        self.model, self.step, self.pace = model, step, Pace(math.inf if step.loops else 1)
         # A step that returns other logs than the metrics' results speaks for itself, as in Keras's loop.
         self._speaks = not isinstance(step.outputs, dict) or step.outputs.keys() != model.get_metrics_result().keys()
         self._programs = {}

@@ -6,7 +6,8 @@ import keras
 import tensorflow as tf
 from keras import tree
 
-from kopt._backend import is_seed, sum_over_replicas
+from kopt._backend import sum_over_replicas
+from kopt._keras import is_seed
 from kopt.distribute.shares import current
 from kopt.training.losses import logits_of
 from kopt.training.sampling import distribution_of, losses_of

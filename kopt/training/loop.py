@@ -11,8 +11,8 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
-from kopt._backend import batches_of, numbers
 from kopt._checks import check_range
+from kopt._keras import batches_of, numbers
 from kopt.distribute import strategy as distributed
 from kopt.distribute.checks import loops, strategy_of
 from kopt.distribute.workers import check_alike, is_chief, of_all, several

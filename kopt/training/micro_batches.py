@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 from keras import tree
 
-from kopt._backend import is_seed
+from kopt._keras import is_seed
 from kopt.training.oracle import Oracle
 
 

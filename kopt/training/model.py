@@ -213,10 +213,7 @@ class Model(keras.Model):
         if not outer.built:  # which scales losses by what it keeps only then
             with outside_the_trace():
                 outer.build(self.trainable_variables)
-        wrapped = isinstance(outer, keras.optimizers.LossScaleOptimizer)
-        scaled = wrapped or outer.loss_scale_factor is not None
-        scale = outer.scale_loss(1.0) if scaled else None
-        inner = outer.inner_optimizer if wrapped else outer
+        inner, scale = inner_and_scale(outer)
 
         def batch_of(data):
             compiled = self._engine.jit is True and replicas() > 1  # on one device the whole step is
@@ -237,6 +234,13 @@ class Model(keras.Model):
         """Returns the metrics by name, with a batch's, as `keras.Model.test_step` does."""
         with sharing(data):
             return super().test_step(data)
+
+
+def inner_and_scale(optimizer):
+    """The optimizer inside of a loss-scale wrapper, or itself; and what it scales losses by, or None."""
+    wrapped = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    scaled = wrapped or optimizer.loss_scale_factor is not None
+    return optimizer.inner_optimizer if wrapped else optimizer, optimizer.scale_loss(1.0) if scaled else None
 
 
 def track_loss(model, optimizer, loss, x):

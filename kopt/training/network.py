@@ -14,8 +14,8 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
-from kopt._backend import sketching
 from kopt._forks import check_fork
+from kopt._keras import sketching
 from kopt.distribute import strategy as distributed
 from kopt.distribute.checks import check_layers
 from kopt.noise import reseeded

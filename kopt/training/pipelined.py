@@ -13,7 +13,7 @@ from kopt._checks import check_choice, check_range
 from kopt.distribute.pipeline import balance, graph, placement
 from kopt.distribute.pipeline.schedules import SCHEDULES
 from kopt.optimizers import Optimizer
-from kopt.training.model import FunctionalModel, Model, track_loss
+from kopt.training.model import FunctionalModel, Model, inner_and_scale, track_loss
 from kopt.training.oracle import step
 from kopt.training.pipelined_batch import PipelinedBatch
 
@@ -167,19 +167,8 @@ class PipelineModel(FunctionalModel):
         ends = [stage.names[-1] for stage in self._stages[:-1]]
         return super().get_config() | dict(self._pipeline, stages=ends)
 
-    def compile(
-        self,
-        optimizer="rmsprop",
-        loss=None,
-        loss_weights=None,
-        metrics=None,
-        weighted_metrics=None,
-        run_eagerly=False,
-        steps_per_execution=1,
-        jit_compile: bool | str = "auto",
-        auto_scale_loss=True,
-        objective=None,
-    ):
+    @functools.wraps(Model.compile, assigned=())
+    def compile(self, *args, jit_compile: bool | str = "auto", objective=None, **kwargs):
         """Configures the model for training, as `keras.Model.compile` does, without XLA.
 
         Raises:
@@ -193,12 +182,10 @@ class PipelineModel(FunctionalModel):
                 f"{who}: objective must be None, got {type(objective).__name__}, which looks at all rows of a batch at "
                 "once. Try kopt.Model."
             )
-        how: dict[str, Any] = dict(weighted_metrics=weighted_metrics, run_eagerly=run_eagerly)
-        how |= dict(steps_per_execution=steps_per_execution, jit_compile=False, auto_scale_loss=auto_scale_loss)
-        super().compile(optimizer, loss, loss_weights, metrics, **how)
+        super().compile(*args, jit_compile=False, **kwargs)
         self._check_optimizer()
 
-    @functools.wraps(Model.fit)
+    @functools.wraps(Model.fit, assigned=())
     def fit(self, *args, **kwargs):
         """Trains the model, as `kopt.Model.fit` does."""
         optimizer: Any = getattr(self, "optimizer", None)
@@ -253,9 +240,7 @@ class PipelineModel(FunctionalModel):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         self._check_optimizer()
         outer: Any = self.optimizer
-        wrapped = isinstance(outer, keras.optimizers.LossScaleOptimizer)
-        inner = outer.inner_optimizer if wrapped else outer
-        scale = outer.scale_loss(1.0) if wrapped or outer.loss_scale_factor is not None else None
+        inner, scale = inner_and_scale(outer)
         batch = PipelinedBatch(self, x, y, sample_weight, scale)
 
         def apply(grads, variables):

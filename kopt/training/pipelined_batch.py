@@ -7,7 +7,8 @@ import keras
 import tensorflow as tf
 from keras import tree
 
-from kopt._backend import dense, give_mask, is_seed, mask_of, outputs_of
+from kopt._backend import dense
+from kopt._keras import give_mask, is_seed, mask_of, outputs_of
 from kopt.distribute.pipeline.passes import Feed, Passes, plus
 from kopt.distribute.pipeline.program import StageProgram
 from kopt.distribute.pipeline.schedules import SCHEDULES

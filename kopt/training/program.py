@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kopt._backend import is_seed
+from kopt._keras import is_seed
 from kopt.distribute import strategy as distributed
 from kopt.distribute.alone import applying
 from kopt.distribute.checks import loops

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
-from kopt._backend import are_arrays, as_tensors, split
+from kopt._keras import are_arrays, as_tensors, split
 from kopt.training.progress import order_of
 
 RESIDENT = 2**28

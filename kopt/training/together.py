@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from kopt._backend import is_seed, pure
+from kopt._backend import pure
+from kopt._keras import is_seed
 from kopt.distribute import strategy as distributed
 from kopt.training import stacked
 from kopt.training.alike import check_steps

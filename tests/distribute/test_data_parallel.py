@@ -7,8 +7,8 @@ import tensorflow as tf
 from keras import layers, losses, optimizers
 
 import kopt
-from kopt._backend import sums_activity
 from kopt.distribute import shares
+from kopt.distribute.activity import sums_activity
 from kopt.testing import backends
 
 ROWS = 29  # in batches of 8: the last has five, of which the replicas get two and three

@@ -31,18 +31,20 @@ CASES = {
     "Keras's Adam": (lambda: keras.optimizers.Adam(0.01, gradient_accumulation_steps=2), {"sample_weight": W}),
     "SAM": (lambda: kopt.SAM(kopt.SGD(0.1), rho=0.2), {}),
     "LBFGS": (lambda: kopt.LBFGS(), {"batch_size": 49}),
+    "XLA": (lambda: kopt.SGD(0.1, momentum=0.9), {"jit_compile": True}),
     "a stream": (lambda: kopt.AdamW(0.01), {"stream": True}),
 }
 """Optimizers, and what else `fit` gets. Of the last batch, a row, one worker gets nothing."""
 
 
-def fitted(optimizer, scope=NOWHERE, seed=0, stream=False, **how):
+def fitted(optimizer, scope=NOWHERE, seed=0, stream=False, jit_compile="auto", **how):
     """A model that was fitted, and its history."""
     keras.utils.set_random_seed(seed)
     with scope:
         inputs = keras.Input((4,))
-        model = kopt.Model(inputs, L.Dense(2)(kopt.layers.SyncBatchNormalization()(L.Dense(5, "tanh")(inputs))))
-        model.compile(optimizer(), "mse", metrics=["mae"], weighted_metrics=["mse"])
+        norm = L.LayerNormalization if jit_compile is True else kopt.layers.SyncBatchNormalization
+        model = kopt.Model(inputs, L.Dense(2)(norm()(L.Dense(5, "tanh")(inputs))))
+        model.compile(optimizer(), "mse", metrics=["mae"], weighted_metrics=["mse"], jit_compile=jit_compile)
     how |= dict(epochs=2, verbose=0, validation_data=(X[:21], Y[:21]))
     if stream:
         history = model.fit(tf.data.Dataset.from_tensor_slices((X, Y, W)).batch(16), shuffle=False, **how)

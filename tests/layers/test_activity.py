@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from kopt._backend import give_mask
+from kopt._keras import give_mask
 from kopt.layers import ConfidencePenalty, DeCov
 from kopt.testing import check_layer
 from kopt.testing.backends import gradients, has_float64

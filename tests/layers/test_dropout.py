@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from kopt._backend import give_mask, mask_of
+from kopt._keras import give_mask, mask_of
 from kopt.layers import DropPath, FeatureDropout, PatchDropout, TokenDropout, drop_path, linear_depth
 from kopt.schedules import Linear
 

@@ -8,7 +8,8 @@ import pytest
 from sklearn.base import clone
 
 import kopt
-from kopt import _backend, optimizers
+from kopt import optimizers
+from kopt._keras import OPTIMIZER_OPTIONS
 from kopt.optimizers.base import Common
 from kopt.optimizers.hyperparameters import OPTIONS
 from kopt.testing import backends
@@ -227,9 +228,9 @@ def test_the_signature_has_keras_names_in_their_order(cls):
     if not hasattr(keras.optimizers, name) or name in OTHERWISE:
         return
     theirs = inspect.signature(getattr(keras.optimizers, name)).parameters
-    own = [name for name in theirs if name not in {*_backend.OPTIMIZER_OPTIONS, "kwargs", "amsgrad"}]
+    own = [name for name in theirs if name not in {*OPTIMIZER_OPTIONS, "kwargs", "amsgrad"}]
     assert [name for name in cls._signature() if name in own] == own
 
 
 def test_the_typed_options_are_those_that_are_taken():
-    assert set(Common.__annotations__) == {*_backend.OPTIMIZER_OPTIONS, *OPTIONS}
+    assert set(Common.__annotations__) == {*OPTIMIZER_OPTIONS, *OPTIONS}

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
-from kopt._backend import nodes_of
+from kopt._keras import nodes_of
 from kopt.distribute.pipeline.graph import crossing
 
 ROWS = 32

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from kopt._backend import give_mask, mask_of
+from kopt._keras import give_mask, mask_of
 
 
 class Carried(NamedTuple):

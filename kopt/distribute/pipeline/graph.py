@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from kopt._backend import nodes_of
+from kopt._keras import nodes_of
 
 
 @dataclasses.dataclass(frozen=True)

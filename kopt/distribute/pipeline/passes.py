@@ -6,12 +6,10 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 from keras import tree
 
-from kopt._backend import is_seed
+from kopt._keras import is_seed
 from kopt.distribute.pipeline import schedules
 from kopt.distribute.pipeline.carried import Carried
-
-APART = 1_640_531_527
-"""What the seeds of two micro-batches differ by: an odd number about 0.382 · 2³², so that few are ever near."""
+from kopt.distribute.seeds import reseeded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,11 +149,6 @@ class Passes:
 
 def _copy(x):
     return None if x is None else tf.identity(x)
-
-
-def reseeded(state, number):
-    """The state of a generator of random numbers for a micro-batch of this number: its own for the first."""
-    return state + tf.constant([number * APART % 2**31, 0], state.dtype) if number else state
 
 
 def plus(a, b):

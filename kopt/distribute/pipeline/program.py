@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 from keras import tree
 
-from kopt._backend import activity_as_means
+from kopt.distribute.activity import activity_as_means
 from kopt.distribute.pipeline.carried import Carried
 
 
