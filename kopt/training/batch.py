@@ -118,8 +118,8 @@ class Batch:
             if "merge_call" not in str(error):
                 raise
             raise ValueError(
-                "kopt.Model: jit_compile must be 'auto' or False where replicas have to meet within the loss, got True. "
-                "They do for synchronized batch normalization, masks, means by weights, and several outputs."
+                "kopt.Model: jit_compile must be 'auto' or False where replicas have to meet within the loss, got "
+                "True. They do for synchronized batch normalization, masks, means by weights, and several outputs."
             ) from None
         for output, mask in zip(tree.flatten(outputs), tree.flatten(masks), strict=True):
             if mask is not None:
