@@ -165,10 +165,7 @@ def test_constructing_an_estimator_imports_no_keras():
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "Model",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("SAM", "minimize", "layers", "objectives", "testing")),
-    ],
+    ["Model", *(pytest.param(n, marks=pytest.mark.slow) for n in ("SAM", "testing"))],
 )
 def test_a_name_may_be_the_first_that_is_used(name):
     assert run_python(f"import kopt; print(kopt.{name} is not None)") == "True\n"

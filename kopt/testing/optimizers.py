@@ -25,7 +25,7 @@ def check_optimizer(optimizer):
     with clipping, decay, averaging and accumulation (where TensorFlow has two logical devices).
 
     Args:
-        optimizer: an instance; it is only copied. Give it a learning rate at which twelve steps matter.
+        optimizer: an instance; it is only copied. Give it a learning rate at which eight steps matter.
 
     Returns:
         The names of the checks that ran.

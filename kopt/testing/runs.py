@@ -14,7 +14,7 @@ from kopt.optimizers.wrapper import Wrapper
 from kopt.testing import backends
 
 SHAPES = {"vector": (3,), "matrix": (4, 3), "convolution": (2, 2, 3, 2)}
-STEPS = 12
+STEPS = 8
 
 
 class Run:
@@ -273,9 +273,12 @@ def small_model(optimizer, policy="float32", **how):
 
 
 def fitted(model):
-    """The model after four steps, with each of two batches twice."""
+    """The model after five steps, with each of two batches more than once."""
     rng = np.random.default_rng(1)
     x, y = rng.integers(0, 5, (16, 2)).astype("int32"), rng.standard_normal((16, 1)).astype("float32")
-    x, y = np.concatenate([x, x]), np.concatenate([y, y])  # one epoch: to begin another costs more than a step
+    x, y = (
+        np.concatenate([x, x, x[:8]]),
+        np.concatenate([y, y, y[:8]]),
+    )  # one epoch: to begin another costs more than a step
     model.fit(x, y, batch_size=8, epochs=1, shuffle=False, verbose=0)
     return model

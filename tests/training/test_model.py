@@ -39,11 +39,15 @@ def trained(kind, optimizer, **how):
 
 
 @pytest.mark.parametrize(
-    "how",
-    [dict(run_eagerly=True), dict(jit_compile=False), pytest.param(dict(jit_compile=True), marks=pytest.mark.slow)],
-    ids=str,
+    ("library", "how"),
+    [
+        (kopt, dict(run_eagerly=True)),
+        (kopt, dict(jit_compile=False)),
+        (keras.optimizers, dict(jit_compile=False)),
+        pytest.param(keras.optimizers, dict(jit_compile=True), marks=pytest.mark.slow),
+    ],
+    ids=lambda x: getattr(x, "__name__", x),
 )
-@pytest.mark.parametrize("library", [kopt, keras.optimizers], ids=["kopt", "keras"])
 def test_a_fit_is_that_of_keras(library, how):
     (ours, history), (theirs, expected) = (
         trained(kind, library.Adam(0.01, clipnorm=1.0), **how) for kind in (kopt.Model, keras.Model)
