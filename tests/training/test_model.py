@@ -46,7 +46,7 @@ def trained(kind, optimizer, **how):
         (keras.optimizers, dict(jit_compile=False)),
         pytest.param(keras.optimizers, dict(jit_compile=True), marks=pytest.mark.slow),
     ],
-    ids=lambda x: getattr(x, "__name__", x),
+    ids=lambda x: getattr(x, "__name__", str(x)),
 )
 def test_a_fit_is_that_of_keras(library, how):
     (ours, history), (theirs, expected) = (
