@@ -5,7 +5,7 @@ python benchmarks/parity.py --optimizers Lion kopt.KFAC --engines "3 replicas" "
 
 Three epochs of a small network on 61 rows in batches of 16, of which the last has 13. A figure is the largest
 difference of a weight from the same fit on one device, of the same library. "refused" is a sentence of kopt's before
-training, "fails" another error, and "-" what there is not on one device either. Devices are logical CPUs of this machine.
+training, "fails" another error, and "-" what there is not on one device either. Devices are logical CPUs.
 """
 
 import argparse
