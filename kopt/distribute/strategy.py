@@ -13,6 +13,11 @@ from kopt.distribute.shares import number_of, sharing
 
 CHOICES = f"None, 'auto', 'mirrored', 'multi_worker' or {RUNS_ON}"
 
+NO_TPUS = (
+    "kopt does not train on TPUs yet. TensorFlow's last build for them is tensorflow-tpu 2.20.0, for TPU VMs; there, "
+    "Keras's own fit takes kopt's optimizers in the scope of a tf.distribute.TPUStrategy."
+)
+
 _kept = {}  # one strategy object for each kind and set of devices: a second one could not share its variables
 
 
@@ -90,6 +95,8 @@ def resolve(strategy, owner="kopt", device=None):
         return _one_device(device, owner)
     if isinstance(strategy, str) and strategy == "multi_worker":
         return _of_workers(owner)
+    if isinstance(strategy, str) and strategy == "tpu":
+        raise ValueError(f"{owner}: strategy must be {CHOICES}, got 'tpu'. {NO_TPUS}")
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     if strategy == "auto":
         names = ", ".join(device.name.removeprefix("/device:") for device in devices)

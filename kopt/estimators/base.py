@@ -40,7 +40,7 @@ class KerasEstimator(CallbackSupport, Files, Display):
         "scoring": [str, callable, list, tuple, dict, None],
         "callbacks": [str, callable, list, tuple, dict, HasMethods(["on_epoch_end", "set_model"]), None],
         "warm_start": ["boolean"],
-        "strategy": [StrOptions({"auto", "mirrored", "multi_worker"}), HasMethods(["scope", "run"]), None],
+        "strategy": [StrOptions({"auto", "mirrored", "multi_worker", "tpu"}), HasMethods(["scope", "run"]), None],
         "device": [str, None],
         "dtype": [StrOptions(DTYPES), None],
         "random_state": ["random_state"],

@@ -47,6 +47,11 @@ def test_resolve_refuses(strategy):
         distributed.resolve(strategy, "Net")
 
 
+def test_tpus_are_refused_with_what_there_is_today():
+    with pytest.raises(ValueError, match="got 'tpu'. kopt does not train on TPUs yet.* tensorflow-tpu 2.20.0"):
+        KerasRegressor(strategy="tpu").fit(*data(8)[:2])
+
+
 def test_fit_inside_a_scope_is_refused():
     X, y, _ = data(8)
     with distributed.resolve("mirrored").scope(), pytest.raises(ValueError, match="outside of any strategy's scope"):
