@@ -6,7 +6,7 @@ from typing import ClassVar
 import keras
 from keras import ops
 
-from kopt._backend import sum_over_replicas
+from kopt._backend import split, sum_over_replicas
 from kopt._checks import check_choice, check_range
 from kopt.layers.base import Rated, Scheduled
 from kopt.layers.moments import kept, moments, sums, wide
@@ -39,31 +39,33 @@ class BatchStatistics(Rated, keras.layers.BatchNormalization):
             raise ValueError(f"{type(self).__name__}: {rule}, got {self.axis}.")
         super().build(input_shape)
 
-    def normalized(self, x, axes, weights):
-        """Returns x without a mean, its factor and what is then added, or None; keeps the statistics of the batch.
+    def normalized(self, x, axes, weights, gamma):
+        """Returns x without a mean, over a deviation, times γ, and what is then added; keeps the batch's statistics.
 
         Args:
             x: tensor of float32 or wider.
             axes: all axes but that of the channels.
             weights: tensor of ones and zeros, with as many axes as x, or None.
+            gamma: small tensor with as many axes, or 1. What multiplies it is to be small, too: each pass over the
+                large one costs as much as all else.
+
+        Returns:
+            A tensor of the shape of x, and a small one or None.
         """
         raise NotImplementedError
 
     def call(self, inputs, training=False, mask=None):
         x = wide(inputs)
         axes = [axis for axis in range(len(x.shape)) if axis != self.axis % len(x.shape)]
+        gamma = 1 if self.gamma is None else self._spread(self.gamma, x)
         if training and self.trainable:
-            away, factor, shift = self.normalized(x, axes, kept(x, mask))
+            x, shift = self.normalized(x, axes, kept(x, mask), gamma)
         else:
-            away, shift = x - self._spread(self.moving_mean, x), None
             factor = ops.rsqrt(self._spread(self.moving_variance, x) + self.epsilon)
-        if self.gamma is not None:  # to the small tensors: each pass over the large one costs as much as all of this
-            gamma = self._spread(self.gamma, x)
-            factor, shift = factor * gamma, None if shift is None else shift * gamma
+            x, shift = (x - self._spread(self.moving_mean, x)) * (factor * gamma), None
         if self.beta is not None:
             beta = self._spread(self.beta, x)
             shift = beta if shift is None else shift + beta
-        x = away * factor
         return ops.cast(x if shift is None else x + shift, self.compute_dtype)
 
     def _spread(self, weight, x):
@@ -122,10 +124,10 @@ class SyncBatchNormalization(BatchStatistics):
         Peng et al., *MegDet*, 2018 (over replicas). https://arxiv.org/abs/1711.07240
     """
 
-    def normalized(self, x, axes, weights):
+    def normalized(self, x, axes, weights, gamma):
         mean, variance, _, away = moments(x, axes, weights, synchronized=True)
         self._keep(mean, variance)
-        return away, ops.rsqrt(variance + self.epsilon), None
+        return away * (ops.rsqrt(variance + self.epsilon) * gamma), None
 
 
 class BatchRenormalization(BatchStatistics):
@@ -185,24 +187,24 @@ class BatchRenormalization(BatchStatistics):
         self._set_rates(r_max=r_max, d_max=d_max)
         self.synchronized = check_choice(self, (False, True), synchronized=synchronized)
 
-    def normalized(self, x, axes, weights):
+    def normalized(self, x, axes, weights, gamma):
         batch_mean, variance, number, away = moments(x, axes, weights, self.synchronized)
         batch_deviation = ops.sqrt(variance + self.epsilon)
         mean = self._spread(self.moving_mean, x)
         deviation = ops.sqrt(self._spread(self.moving_variance, x) + self.epsilon)
-        factor, shift = 1 / batch_deviation, None
+        factor, shift = gamma / batch_deviation, None
         if self.corrects:
             now = self._now()
             r_max, d_max = ops.cast(now.r_max, x.dtype), ops.cast(now.d_max, x.dtype)
             r = ops.minimum(ops.maximum(batch_deviation / deviation, 1 / r_max), r_max)
             d = ops.minimum(ops.maximum((batch_mean - mean) / deviation, -d_max), d_max)
-            factor, shift = factor * ops.stop_gradient(r), ops.stop_gradient(d)
+            factor, shift = factor * ops.stop_gradient(r), ops.stop_gradient(d) * gamma
         if not self.synchronized:
             batch_mean, batch_deviation = pooled(number, batch_mean, batch_deviation)
         self._set(self.moving_mean, self._moved(mean, batch_mean))
         new = ops.square(self._moved(deviation, batch_deviation)) - self.epsilon
         self._set(self.moving_variance, ops.maximum(new, 0))
-        return away, factor, shift
+        return away * factor, shift
 
 
 class GhostBatchNormalization(BatchStatistics):
@@ -248,39 +250,60 @@ class GhostBatchNormalization(BatchStatistics):
         super().__init__(axis, momentum, epsilon, **kwargs)
         self.virtual_batch_size = check_range(self, "[1, inf)", kind=Integral, virtual_batch_size=virtual_batch_size)
 
-    def normalized(self, x, axes, weights):
-        of_row, ghosts = ghosts_of(ops.shape(x)[0], self.virtual_batch_size)
-
-        def total(x):
-            return [ops.segment_sum(part, of_row, ghosts) for part in sums(x, axes[1:], weights)]
-
-        value, number = total(x)
+    def normalized(self, x, axes, weights, gamma):
+        runs = ghost_runs(ops.shape(x)[0], self.virtual_batch_size)
+        value, number = (sums_of_ghosts(each, runs) for each in sums(x, axes[1:], weights))
         mean = value / ops.maximum(number, 1)
-        away = x - ops.take(mean, of_row, axis=0)
-        variance = total(ops.square(away))[0] / ops.maximum(number, 1)
+        away = x - to_rows(mean, runs)
+        variance = sums_of_ghosts(sums(ops.square(away), axes[1:], weights)[0], runs) / ops.maximum(number, 1)
         self._keep(*pooled(number, mean, variance))
-        return away, ops.take(ops.rsqrt(variance + self.epsilon), of_row, axis=0), None
+        return away * to_rows(ops.rsqrt(variance + self.epsilon) * gamma, runs), None
 
 
-def ghosts_of(rows, size):
-    """The ghost of each row, and how many there are: runs whose lengths differ by one at most, none below `size`.
+def ghost_runs(rows, size):
+    """The ghosts of a batch, by length: none is below `size`, unless there is one alone.
 
     Args:
         rows: an integer, or a scalar tensor of one.
         size: an integer.
 
     Returns:
-        Integers, one for each row; and an integer, or a scalar tensor where `rows` is one.
+        A list of pairs: how many ghosts, and the length of each. There is one where all are as long as each other; two
+        where they differ by a row, or where only the program that runs will tell.
     """
-    most = max if isinstance(rows, int) else ops.maximum
-    ghosts = most(rows // size, 1)
-    short, longer = most(rows // ghosts, 1), rows % ghosts  # `longer` ghosts have a row more than `short`
-    row, border = ops.arange(rows, dtype="int32"), longer * (short + 1)
-    return ops.where(row < border, row // (short + 1), longer + (row - border) // short), ghosts
+    ghosts = (max if isinstance(rows, int) else ops.maximum)(rows // size, 1)
+    short, longer = rows // ghosts, rows % ghosts
+    if isinstance(rows, int) and not longer:
+        return [(ghosts, short)]
+    return [(longer, short + 1), (ghosts - longer, short)]
+
+
+def sums_of_ghosts(x, runs):
+    """Sums over the rows of each ghost."""
+    parts = _parts(x, [ghosts * length for ghosts, length in runs])
+    shapes = [(*run, *ops.shape(x)[1:]) for run in runs]
+    return _joined([ops.sum(ops.reshape(part, shape), 1) for part, shape in zip(parts, shapes, strict=True)])
+
+
+def to_rows(x, runs):
+    """What there is for each ghost, for each of its rows."""
+    each = ops.shape(x)[1:]
+    parts = zip(_parts(x, [ghosts for ghosts, _ in runs]), runs, strict=True)
+    rows = [(ops.broadcast_to(part[:, None], (*run, *each)), run[0] * run[1]) for part, run in parts]
+    return _joined([ops.reshape(part, (number, *each)) for part, number in rows])
+
+
+def _parts(x, lengths):
+    return [x] if len(lengths) == 1 else split(x, lengths)
+
+
+def _joined(parts):
+    return parts[0] if len(parts) == 1 else ops.concatenate(parts)
 
 
 def pooled(number, *values):
     """Means of each of these, weighted by numbers of entries, over the first axis and all replicas."""
+    number = ops.broadcast_to(number, ops.shape(values[0]))
     total = ops.stack([ops.sum(x, 0, keepdims=True) for x in (number, *(number * x for x in values))])
     number, *values = ops.unstack(sum_over_replicas([total])[0], 1 + len(values))
     return [x / ops.maximum(number, 1) for x in values]
