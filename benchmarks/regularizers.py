@@ -304,6 +304,7 @@ LAYERS = [  # name: (the shapes, how to make it); the first is what the others a
         "DropBlock2D(block=3, shared)": ((IMAGE,), lambda: layers.DropBlock2D(0.1, block=3, shared=True)),
         "LayerScale": ((FLAT, IMAGE), layers.LayerScale),
         "L0Gate": ((FLAT, IMAGE), lambda: layers.L0Gate(1e-3)),
+        "L0Gate(mode='sample')": ((FLAT, IMAGE), lambda: layers.L0Gate(1e-3, mode="sample")),
     },
     {
         "BatchNormalization, Keras's": ((FLAT, IMAGE), BatchNormalization),
