@@ -32,8 +32,8 @@ class L0Gate(Noise):
     `strength = λ / N · weights of a feature`. In the paper λ is between 0.1 and 5, with N = 60,000 examples. Weights
     that are decayed may hide behind gates that are ever less open: the paper's L2 penalty is on the open part alone.
 
-    As in the authors' code log α stays in ±log 100, so that a closed gate may open again, and gates are drawn once for a
-    batch. `mode="sample"` draws them for each example: slopes with less noise, in five times the time on columns.
+    As in the authors' code log α stays in ±log 100, so that a closed gate may open again, and gates are drawn once for
+    a batch. `mode="sample"` draws them for each example: slopes with less noise, in five times the time on columns.
 
     Args:
         strength: of the penalty, in [0, inf).
