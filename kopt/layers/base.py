@@ -97,19 +97,15 @@ class Rated(Layer):
                 how = dict(dtype="int32", trainable=False, aggregation="only_first_replica", name="steps")
                 self.steps = self.add_weight(shape=(), initializer="zeros", **how)
 
-    def _now(self):
-        """Returns the rates at this call in training, numbers or scalar tensors by name; counts the call."""
-        rates = self._last()
-        if self.steps is not None:
-            self.steps.assign(self.steps + 1)
-        return rates
-
-    def _last(self):
-        """Returns the rates as they are now, without counting."""
+    def _now(self, training=True):
+        """Returns the rates at this call, numbers or scalar tensors by name; counts the call if it is in training."""
         if self.steps is None:
             return SimpleNamespace(**self._rates)
         step = keras.ops.convert_to_tensor(self.steps)
-        return SimpleNamespace(**{n: rate(step) if callable(rate) else rate for n, rate in self._rates.items()})
+        rates = {name: rate(step) if callable(rate) else rate for name, rate in self._rates.items()}
+        if training:  # after that, for what was read may change with the variable
+            self.steps.assign(step + 1)
+        return SimpleNamespace(**rates)
 
 
 class Noise(Rated):

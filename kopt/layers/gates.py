@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from kopt._checks import check_choice, check_range
-from kopt.layers.base import Noise
+from kopt.layers.base import Noise, Scheduled
 
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
 """The paper's temperature, and the ends to which a concrete variable in (0, 1) is stretched."""
@@ -36,7 +36,7 @@ class L0Gate(Noise):
     a batch. `mode="sample"` draws them for each example: slopes with less noise, in five times the time on columns.
 
     Args:
-        strength: of the penalty, in [0, inf).
+        strength: of the penalty, in [0, inf), or a schedule, which may let features be learnt before any goes.
         initial_rate: the share of s below ½ at the start, in (0, 1): log α = log(1 - rate) - log(rate).
         axis: of the features, an integer other than 0.
         mode: `"batch"`, a draw for all examples; `"sample"`, one for each of them.
@@ -48,7 +48,7 @@ class L0Gate(Noise):
         training: whether to draw; Keras sets it.
 
     Raises:
-        TypeError: a number is none.
+        TypeError: a number is none, or `strength` neither a number nor a schedule.
         ValueError: one is out of its range, or `mode` is another word; when built, the inputs have no such axis, or one
             of unknown length.
 
@@ -57,9 +57,11 @@ class L0Gate(Noise):
         https://arxiv.org/abs/1712.01312
     """
 
-    def __init__(self, strength, initial_rate=0.5, axis=-1, mode="batch", seed=None, **kwargs):
+    ranges = {"strength": "[0, inf)"}
+
+    def __init__(self, strength: Scheduled, initial_rate=0.5, axis=-1, mode="batch", seed=None, **kwargs):
         super().__init__(seed, **kwargs)
-        self.strength = check_range(self, "[0, inf)", strength=strength)
+        self._set_rates(strength=strength)
         self.initial_rate = check_range(self, "(0, 1)", initial_rate=initial_rate)
         self.axis = check_range(self, "(-inf, inf)", kind=Integral, axis=axis)
         self.mode = check_choice(self, ("sample", "batch"), mode=mode)
@@ -83,7 +85,8 @@ class L0Gate(Noise):
 
     def call(self, inputs, training=False):
         location = self._location()
-        self.add_loss(self.strength * ops.sum(ops.sigmoid(location - BETA * math.log(-GAMMA / ZETA))))
+        strength = ops.cast(self._now(training).strength, location.dtype)
+        self.add_loss(strength * ops.sum(ops.sigmoid(location - BETA * math.log(-GAMMA / ZETA))))
         inputs = ops.convert_to_tensor(inputs)
         z = hard(self._drawn(location, inputs)) if training else self.gates()[None]
         return inputs * ops.cast(ops.reshape(z, (-1, *self._spread)), inputs.dtype)

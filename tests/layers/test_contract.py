@@ -29,7 +29,7 @@ CASES = {
     "drop_block_3d": (layers.DropBlock3D(0.5, 2, shared=True), VOLUME),
     "drop_connect": (layers.DropConnect(keras.layers.Dense(2, "tanh"), RISING), SEQUENCE),
     "drop_connect_convolution": (layers.DropConnect(keras.layers.Conv2D(2, 2), 0.5, bias=True), IMAGE),
-    "concrete_dropout": (layers.ConcreteDropout(keras.layers.Dense(2, "tanh"), 0.5), SEQUENCE),
+    "concrete_dropout": (layers.ConcreteDropout(keras.layers.Dense(2, "tanh"), 0.5, entropy=RISING), SEQUENCE),
     "variational_dropout": (layers.VariationalDropout(keras.layers.Dense(2, "tanh"), RISING), TABLE),
     "variational_dropout_convolution": (layers.VariationalDropout(keras.layers.Conv2D(2, 2), 0.1), IMAGE),
     "shake_drop": (layers.ShakeDrop(RISING), SEQUENCE),
