@@ -45,6 +45,9 @@ class KerasClassifier(ClassifierMixin, ClassTargets, KerasEstimator):
         callbacks: `keras.callbacks.Callback`s to call: a name, a class or an instance, a list of these, or a dictionary
             by names of your own. Each fit uses copies of instances. `callbacks__name__argument` sets what a class is
             made with, where the name is that of the class or in the dictionary.
+        objective: what steps minimize in the place of the loss, one of `kopt.objectives`: a name, a class or an
+            instance, which is copied; None for the loss. `objective__*` sets its parameters. Without a seed of its own
+            it draws by `random_state`.
         warm_start: whether `fit` goes on from the weights of the fit before.
         strategy: None for one device, "auto" for all devices of the best kind there are, "mirrored", "multi_worker" for
             several processes, or a `MirroredStrategy`, `MultiWorkerMirroredStrategy` or `OneDeviceStrategy` of
@@ -104,6 +107,7 @@ class KerasClassifier(ClassifierMixin, ClassTargets, KerasEstimator):
         n_iter_no_change=10,
         scoring=None,
         callbacks=None,
+        objective=None,
         warm_start=False,
         strategy=None,
         device=None,
@@ -123,6 +127,7 @@ class KerasClassifier(ClassifierMixin, ClassTargets, KerasEstimator):
             n_iter_no_change=n_iter_no_change,
             scoring=scoring,
             callbacks=callbacks,
+            objective=objective,
             warm_start=warm_start,
             strategy=strategy,
             device=device,

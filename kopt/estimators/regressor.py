@@ -34,6 +34,9 @@ class KerasRegressor(RegressorMixin, ValueTargets, KerasEstimator):
         callbacks: `keras.callbacks.Callback`s to call: a name, a class or an instance, a list of these, or a dictionary
             by names of your own. Each fit uses copies of instances. `callbacks__name__argument` sets what a class is
             made with, where the name is that of the class or in the dictionary.
+        objective: what steps minimize in the place of the loss, one of `kopt.objectives`: a name, a class or an
+            instance, which is copied; None for the loss. `objective__*` sets its parameters. Without a seed of its own
+            it draws by `random_state`.
         warm_start: whether `fit` goes on from the weights of the fit before.
         strategy: None for one device, "auto" for all devices of the best kind there are, "mirrored", "multi_worker" for
             several processes, or a `MirroredStrategy`, `MultiWorkerMirroredStrategy` or `OneDeviceStrategy` of

@@ -31,6 +31,7 @@ class KerasTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClassT
         n_iter_no_change: epochs without a better value after which to stop.
         scoring: a function of the transformer, rows and targets that scores the rows held out after each epoch.
         callbacks: Keras's callbacks.
+        objective: as in `kopt.KerasClassifier`.
         warm_start: whether `fit` goes on from the weights of the fit before.
         strategy: of the devices to use.
         device: the one device to use.
@@ -75,6 +76,7 @@ class KerasTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClassT
         n_iter_no_change=10,
         scoring=None,
         callbacks=None,
+        objective=None,
         warm_start=False,
         strategy=None,
         device=None,
@@ -94,6 +96,7 @@ class KerasTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClassT
             n_iter_no_change=n_iter_no_change,
             scoring=scoring,
             callbacks=callbacks,
+            objective=objective,
             warm_start=warm_start,
             strategy=strategy,
             device=device,

@@ -76,8 +76,8 @@ class Flooding(Objective):
         loss = look.loss(outputs)
         level = ops.cast(self._now().level, loss.dtype)
         part = ops.cast(look.rows, loss.dtype) / ops.cast(look.batch, loss.dtype)  # of the level: a replica's
-        uphill = ops.stop_gradient(look.sum(loss)) < level
-        return outputs, ops.where(uphill, -1.0, 1.0) * (loss - part * level) + part * level
+        uphill = ops.cast(ops.stop_gradient(look.sum(loss)) < level, loss.dtype)
+        return outputs, (1 - 2 * uphill) * (loss - part * level) + part * level
 
 
 class GradientPenalty(Objective):
