@@ -37,7 +37,8 @@ class Drawing(Objective, Noise):
     def load_own_variables(self, store):
         """Reads what `save_own_variables` wrote."""
         self.seed_generator.state.assign(store["seed"])
-        super().load_own_variables({name: store[name] for name in store.keys() if name != "seed"})
+        names = set(store.keys()) - {"seed"}
+        super().load_own_variables({name: store[name] for name in names})
 
 
 def floats(owner, x, purpose):

@@ -37,7 +37,7 @@ def with_gates(values, **how):
     ids=["features", "steps", "channels"],
 )
 def test_it_keeps_the_contract(layer, shape):
-    assert check_layer(layer, np.random.default_rng(0).standard_normal(shape).astype("float32"))
+    assert check_layer(layer, np.random.default_rng(0).standard_normal(shape).astype("float32"), added_loss="always")
 
 
 def test_gates_at_inference_are_the_papers_and_exactly_zero_or_one_at_the_ends():

@@ -514,8 +514,7 @@ def test_a_fit_that_is_resumed_draws_on(tmp_path):
         (
             lambda: kopt.KerasRegressor(lambda: model_of(objective=objectives.MixUp()), epochs=1).fit(X, X[:, :3]),
             ValueError,
-            "KerasRegressor: model must have no objective of its own, got MixUp. Give it and an estimator does not, "
-            "got MixUp.",
+            "KerasRegressor: model must have no objective of its own, got MixUp. Give it to the estimator as",
         ),
     ],
 )
