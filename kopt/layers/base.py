@@ -62,18 +62,8 @@ class Layer(keras.layers.Layer):
         return super().from_config(config | own)
 
 
-class Rated(Layer):
-    """Base class of layers with rates that may be schedules.
-
-    A subclass gives its rates to `_set_rates` and asks `_now` for those of the step at hand.
-
-    Args:
-        **kwargs: those of `keras.layers.Layer`.
-
-    Raises:
-        TypeError: a rate is neither a number nor a schedule.
-        ValueError: a rate is out of its range.
-    """
+class Rates:
+    """Rates of a layer that may be schedules: it gives them to `_set_rates`, and asks `_now` for those of the step."""
 
     ranges: ClassVar[dict[str, str]] = {"rate": "[0, 1)"}
     """Intervals of the rates."""
@@ -81,18 +71,22 @@ class Rated(Layer):
     steps: Any = None
     """The calls in training so far, a weight; None where no rate is a schedule."""
 
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self._rates = {}
+    _rates: dict[str, Any]
+    add_weight: Any
 
     def _set_rates(self, **rates):
-        """Keeps each rate, checked, as an attribute; counts steps from now on if one is a schedule."""
+        """Keeps each rate, checked, as an attribute; counts steps from now on if one is a schedule.
+
+        Raises:
+            TypeError: a rate is neither a number nor a schedule.
+            ValueError: a rate is out of its range.
+        """
+        self._rates = rates
         for name, rate in rates.items():
             scheduled = isinstance(rate, LearningRateSchedule)
             first = float(keras.ops.convert_to_numpy(rate(0))) if scheduled else rate
             check_range(f"{type(self).__name__}: at step 0" if scheduled else self, self.ranges[name], **{name: first})
             setattr(self, name, rate)
-            self._rates[name] = rate
             if scheduled and self.steps is None:
                 how = dict(dtype="int32", trainable=False, aggregation="only_first_replica", name="steps")
                 self.steps = self.add_weight(shape=(), initializer="zeros", **how)
@@ -106,6 +100,22 @@ class Rated(Layer):
         if training:  # after that, for what was read may change with the variable
             self.steps.assign(step + 1)
         return SimpleNamespace(**rates)
+
+
+class Rated(Rates, Layer):
+    """Base class of layers with rates that may be schedules.
+
+    Args:
+        **kwargs: those of `keras.layers.Layer`.
+
+    Raises:
+        TypeError: a rate is neither a number nor a schedule.
+        ValueError: a rate is out of its range.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self._rates = {}
 
 
 class Noise(Rated):

@@ -29,8 +29,8 @@ class L0Gate(Noise):
     features behind them can be cut out: `gates()` returns them.
 
     The penalty counts gates, where the paper counts the weights behind them, each λ / N: take
-    `strength = λ / N · weights of a feature`. In the paper λ is between 0.1 and 5, with N = 60,000 examples. Weights
-    that are decayed may hide behind gates that are ever less open: the paper's L2 penalty is on the open part alone.
+    `strength = λ / N · weights of a feature`. The authors' code begins with λ = 1 for 60,000 examples. Weights that are
+    decayed may hide behind gates that are ever less open: the paper's L2 penalty is on the open part alone.
 
     As in the authors' code log α stays in ±log 100, so that a closed gate may open again, and gates are drawn once for
     a batch. `mode="sample"` draws them for each example: slopes with less noise, in five times the time on columns.

@@ -35,7 +35,7 @@ CASES = {
     "variational_dropout": (layers.VariationalDropout(keras.layers.Dense(2, "tanh"), RISING), TABLE),
     "variational_dropout_convolution": (layers.VariationalDropout(keras.layers.Conv2D(2, 2), 0.1), IMAGE),
     "shake_drop": (layers.ShakeDrop(RISING), SEQUENCE),
-    "zoneout": (layers.Zoneout(keras.layers.LSTMCell(2, **CELL), 0.1, 0.5), SEQUENCE),
+    "zoneout": (layers.Zoneout(keras.layers.LSTMCell(2, **CELL), 0.1, RISING), SEQUENCE),
     "zoneout_sequences": (layers.Zoneout(keras.layers.GRUCell(2, **CELL), 0.5, return_sequences=True), SEQUENCE),
 }
 
