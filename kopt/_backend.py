@@ -163,15 +163,6 @@ def unstack(array, number):
     return tf.raw_ops.Unpack(value=array, num=number, axis=0)
 
 
-def split(array, lengths):
-    """Parts of an array along its first axis, of lengths that may be tensors; on TensorFlow without a copy."""
-    if not on_tensorflow():
-        return keras.ops.split(array, [sum(lengths[:number]) for number in range(1, len(lengths))])
-    import tensorflow as tf
-
-    return tf.split(array, lengths)
-
-
 def cholesky(a):
     """The lower Cholesky factor, with a diagonal that is not finite where a matrix is not positive definite."""
     if on_tensorflow():  # Keras's own raises

@@ -6,7 +6,7 @@ from typing import ClassVar
 import keras
 from keras import ops
 
-from kopt._backend import split, sum_over_replicas
+from kopt._backend import sum_over_replicas
 from kopt._checks import check_choice, check_range
 from kopt.layers.base import Rated, Scheduled
 from kopt.layers.moments import kept, moments, sums, wide
@@ -251,54 +251,70 @@ class GhostBatchNormalization(BatchStatistics):
         self.virtual_batch_size = check_range(self, "[1, inf)", kind=Integral, virtual_batch_size=virtual_batch_size)
 
     def normalized(self, x, axes, weights, gamma):
-        runs = ghost_runs(ops.shape(x)[0], self.virtual_batch_size)
-        value, number = (sums_of_ghosts(each, runs) for each in sums(x, axes[1:], weights))
+        ghosts = Ghosts(ops.shape(x)[0], self.virtual_batch_size)
+        value, number = map(ghosts.sums, sums(x, axes[1:], weights))
         mean = value / ops.maximum(number, 1)
-        away = x - to_rows(mean, runs)
-        variance = sums_of_ghosts(sums(ops.square(away), axes[1:], weights)[0], runs) / ops.maximum(number, 1)
+        away = x - ghosts.to_rows(mean)
+        variance = ghosts.sums(sums(ops.square(away), axes[1:], weights)[0]) / ops.maximum(number, 1)
         self._keep(*pooled(number, mean, variance))
-        return away * to_rows(ops.rsqrt(variance + self.epsilon) * gamma, runs), None
+        return away * ghosts.to_rows(ops.rsqrt(variance + self.epsilon) * gamma), None
 
 
-def ghost_runs(rows, size):
-    """The ghosts of a batch, by length: none is below `size`, unless there is one alone.
+class Ghosts:
+    """Runs of rows, whose lengths differ by one at most, none below `size` unless there is one run alone.
+
+    Sums over them, and what takes their values back to rows, are each the other's gradient.
 
     Args:
         rows: an integer, or a scalar tensor of one.
         size: an integer.
 
-    Returns:
-        A list of pairs: how many ghosts, and the length of each. There is one where all are as long as each other; two
-        where they differ by a row, or where only the program that runs will tell.
+    Attributes:
+        number: how many there are.
+        longer: how many of them, the first ones, have a row more than the others.
     """
-    ghosts = (max if isinstance(rows, int) else ops.maximum)(rows // size, 1)
-    short, longer = rows // ghosts, rows % ghosts
-    if isinstance(rows, int) and not longer:
-        return [(ghosts, short)]
-    return [(longer, short + 1), (ghosts - longer, short)]
 
+    def __init__(self, rows, size):
+        self._rows, self._known = rows, isinstance(rows, int)
+        self.number = (max if self._known else ops.maximum)(rows // size, 1)
+        self._short, self.longer = rows // self.number, rows % self.number
 
-def sums_of_ghosts(x, runs):
-    """Sums over the rows of each ghost."""
-    parts = _parts(x, [ghosts * length for ghosts, length in runs])
-    shapes = [(*run, *ops.shape(x)[1:]) for run in runs]
-    return _joined([ops.sum(ops.reshape(part, shape), 1) for part, shape in zip(parts, shapes, strict=True)])
+    def of_row(self):
+        """The ghost of each row."""
+        row, border = ops.arange(self._rows, dtype="int32"), self.longer * (self._short + 1)
+        behind = (row - border) // ops.maximum(self._short, 1)
+        return ops.where(row < border, row // (self._short + 1), self.longer + behind)
 
+    def sums(self, x):
+        """Sums over the rows of each ghost."""
+        return self._either(x, self._equal_sums, lambda x: ops.segment_sum(x, self.of_row(), self.number), self.to_rows)
 
-def to_rows(x, runs):
-    """What there is for each ghost, for each of its rows."""
-    each = ops.shape(x)[1:]
-    parts = zip(_parts(x, [ghosts for ghosts, _ in runs]), runs, strict=True)
-    rows = [(ops.broadcast_to(part[:, None], (*run, *each)), run[0] * run[1]) for part, run in parts]
-    return _joined([ops.reshape(part, (number, *each)) for part, number in rows])
+    def to_rows(self, x):
+        """What there is for each ghost, for each of its rows."""
+        return self._either(x, self._equal_rows, lambda x: ops.take(x, self.of_row(), axis=0), self.sums)
 
+    def _either(self, x, equal, unequal, transposed):
+        """A linear function: `equal`, in half of the time, where all ghosts have as many rows."""
+        if self._known:
+            return unequal(x) if self.longer else equal(x)
 
-def _parts(x, lengths):
-    return [x] if len(lengths) == 1 else split(x, lengths)
+        @ops.custom_gradient  # XLA has none for a condition in which shapes are open
+        def chosen(x):
+            return ops.cond(self.longer > 0, lambda: unequal(x), lambda: equal(x)), lambda slope: transposed(slope)
 
+        return chosen(x)
 
-def _joined(parts):
-    return parts[0] if len(parts) == 1 else ops.concatenate(parts)
+    def _equal_sums(self, x):
+        x = x if self._known else x[: self.number * self._short]  # all of them, but where XLA compiles this in vain
+        return ops.sum(ops.reshape(x, (self.number, self._short, *ops.shape(x)[1:])), axis=1)
+
+    def _equal_rows(self, x):
+        each, length = ops.shape(x)[1:], self._short
+        if not self._known:
+            length = length + ops.cast(self.longer > 0, length.dtype)
+        rows = ops.broadcast_to(x[:, None], (self.number, length, *each))
+        rows = ops.reshape(rows, (self.number * length, *each))
+        return rows if self._known else rows[: self._rows]
 
 
 def pooled(number, *values):
