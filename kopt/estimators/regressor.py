@@ -47,8 +47,8 @@ class KerasRegressor(RegressorMixin, ValueTargets, KerasEstimator):
             computes in the rows' own: 32 bits for floats of 32 bits, else 64. Predictions have 32 or 64 bits.
         random_state: seed of weights, shuffling, dropout and the held-out rows.
         verbose: whether to show a progress bar.
-        **model__or_optimizer__: parameters of the network, the optimizer and callbacks, by `model__`, `optimizer__` and
-            `callbacks__name__`.
+        **model__or_optimizer__: parameters of the network, the optimizer, the objective and callbacks, by `model__`,
+            `optimizer__`, `objective__` and `callbacks__name__`.
 
     Attributes:
         n_outputs_: number of targets.

@@ -38,8 +38,8 @@ class KerasTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClassT
         dtype: name of the Keras dtype policy of layers that do not say otherwise.
         random_state: seed of weights, shuffling, dropout and the held-out rows.
         verbose: whether to show a progress bar.
-        **model__or_optimizer__: parameters of the network and the optimizer, by these prefixes, and of callbacks, by
-            `callbacks__name__`.
+        **model__or_optimizer__: parameters of the network, the optimizer and the objective, by these prefixes, and of
+            callbacks, by `callbacks__name__`.
 
     Attributes:
         task_: "classification", "regression", or "reconstruction" without targets.

@@ -9,7 +9,7 @@ from keras import tree
 from kopt._backend import sum_over_replicas
 from kopt._keras import is_seed
 from kopt.distribute.shares import current
-from kopt.training.losses import logits_of, values
+from kopt.training.losses import Heads, logits_of, values
 from kopt.training.sampling import distribution_of, losses_of
 
 
@@ -160,6 +160,11 @@ class WeightedLook(Look):
 
     def kinds(self, outputs):
         """Returns how the labels are distributed: see `Look.kinds`."""
+        if isinstance(self._loss, Heads):
+            raise ValueError(
+                f"{self.owner}: to compare predictions, there must be one target with classes, got "
+                f"{len(self._loss.units)} targets. Try an objective that compares none, such as kopt.objectives.MixUp."
+            )
         return [distribution_of(self._loss, outputs, f"{self.owner}: to compare predictions", hint="")]
 
 

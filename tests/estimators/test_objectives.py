@@ -188,5 +188,9 @@ def test_what_is_wrong_is_said_before_training(how, message, monkeypatch):
 def test_an_objective_that_wants_another_loss_says_so():
     with pytest.raises(ValueError, match="RDrop: to compare predictions, the loss must be a crossentropy of logits"):
         make("RDrop", loss="categorical_hinge").fit(X, y)
+    targets = np.stack([y, 2 - y], axis=1)
+    with pytest.raises(ValueError, match="VAT: to compare predictions, there must be one target with classes, got 2"):
+        kopt.KerasClassifier(objective="VAT", objective__epsilon=1.0, epochs=1).fit(X, targets)
+    assert np.isfinite(kopt.KerasClassifier(objective="MixUp", epochs=1).fit(X, targets).loss_curve_).all()
     with pytest.raises(ValueError, match="MixUp looks at more than the outputs of a batch"):
         make("MixUp", optimizer="KFAC").fit(X, y)
