@@ -9,7 +9,7 @@ from kopt.layers.base import Rates, Scheduled
 
 
 @keras.saving.register_keras_serializable("kopt")
-class Zoneout(Rates, keras.layers.RNN):
+class Zoneout(keras.layers.RNN, Rates):
     """A recurrent network some of whose units keep, at each step, the state that they had.
 
         h_t = z · h_{t-1} + (1 - z) · h̃_t,  z ~ Bernoulli(rate) for each unit, example and step        when training
