@@ -319,7 +319,8 @@ class Ghosts:
 
 def pooled(number, *values):
     """Means of each of these, weighted by numbers of entries, over the first axis and all replicas."""
-    number = ops.broadcast_to(number, ops.shape(values[0]))
-    total = ops.stack([ops.sum(x, 0, keepdims=True) for x in (number, *(number * x for x in values))])
+    sums_of_values = [ops.sum(number * x, 0, keepdims=True) for x in values]
+    number = ops.broadcast_to(ops.sum(number, 0, keepdims=True), ops.shape(sums_of_values[0]))
+    total = ops.stack([number, *sums_of_values])
     number, *values = ops.unstack(sum_over_replicas([total])[0], 1 + len(values))
     return [x / ops.maximum(number, 1) for x in values]
