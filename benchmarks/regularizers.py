@@ -10,6 +10,7 @@ has its standard error. The time is that of fits without tracing, over that of n
     python benchmarks/regularizers.py
     python benchmarks/regularizers.py --tables help --seeds 2 --families dropout "noise and mixing"
     python benchmarks/regularizers.py --tables speed --turns 30
+    python benchmarks/regularizers.py --tables speed --rows any
 
 A method that a problem has no use for has a dash there. Seeds, and repetitions of a layer, take turns over all of them.
 """
@@ -304,6 +305,7 @@ LAYERS = [  # name: (the shapes, how to make it); the first is what the others a
         "DropBlock2D(block=3, shared)": ((IMAGE,), lambda: layers.DropBlock2D(0.1, block=3, shared=True)),
         "LayerScale": ((FLAT, IMAGE), layers.LayerScale),
         "L0Gate": ((FLAT, IMAGE), lambda: layers.L0Gate(1e-3)),
+        "L0Gate(mode='sample')": ((FLAT, IMAGE), lambda: layers.L0Gate(1e-3, mode="sample")),
     },
     {
         "BatchNormalization, Keras's": ((FLAT, IMAGE), BatchNormalization),
@@ -323,13 +325,15 @@ LAYERS = [  # name: (the shapes, how to make it); the first is what the others a
 ]
 
 
-def both_ways(layer, shape, inside):
-    """A program of many passes forward and backward through a layer, one after the other."""
+def both_ways(layer, shape, inside, rows):
+    """A program of many passes forward and backward through a layer, one after the other, for these or any rows."""
     rng = np.random.default_rng(0)
     x = tf.constant(rng.standard_normal(shape), tf.float32)
     slope = tf.constant(rng.standard_normal(layer(x, training=True).shape), tf.float32)  # builds it, too
 
-    @tf.function
+    known = x.shape[0] if rows == "known" else None
+
+    @tf.function(input_signature=[tf.TensorSpec([known, *tensor.shape[1:]]) for tensor in (x, slope)])
     def run(x, slope):
         found = tf.constant(0.0)
         for _ in tf.range(inside):
@@ -347,14 +351,14 @@ def both_ways(layer, shape, inside):
     return lambda: run(x, slope).numpy()
 
 
-def speed_table(turns, inside):
+def speed_table(turns, inside, rows):
     """Prints the median microseconds of a pass forward and backward, and their ratio to those of Keras's layer."""
-    print(f"\nForward and backward, the median of {turns} turns of {inside} passes\n")
+    print(f"\nForward and backward, {rows} number of rows, the median of {turns} turns of {inside} passes\n")
     print("| layer | shape | µs | over Keras's |\n|---|---|---:|---:|")
-    for rows in LAYERS:
-        cases = [(name, shape, make) for name, (shapes, make) in rows.items() for shape in shapes]
-        rival = next(iter(rows))
-        programs = {(name, shape): both_ways(make(), shape, inside) for name, shape, make in cases}
+    for family in LAYERS:
+        cases = [(name, shape, make) for name, (shapes, make) in family.items() for shape in shapes]
+        rival = next(iter(family))
+        programs = {(name, shape): both_ways(make(), shape, inside, rows) for name, shape, make in cases}
         times = {case: [] for case in programs}
         for turn in range(turns + 1):
             for case, program in programs.items():
@@ -376,12 +380,13 @@ def main():
     parser.add_argument("--families", nargs="+", choices=known, default=known)
     parser.add_argument("--turns", type=int, default=15, help="repetitions of each layer")
     parser.add_argument("--passes", type=int, default=20, help="passes in each repetition")
+    parser.add_argument("--rows", choices=["known", "any"], default="known", help="what programs are traced for")
     arguments = parser.parse_args()
     print(f"{os.cpu_count()} cores, {platform.machine()}, TensorFlow {tf.__version__}, Keras {keras.__version__}")
     if "help" in arguments.tables:
         help_table(arguments.epochs, arguments.seeds, arguments.families)
     if "speed" in arguments.tables:
-        speed_table(arguments.turns, arguments.passes)
+        speed_table(arguments.turns, arguments.passes, arguments.rows)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ class KerasEstimator(CallbackSupport, Files, Display):
         "model": [callable, None],
         "optimizer": [str, callable, HasMethods(["apply", "get_config"]), None],
         "loss": [str, callable, None],
+        "objective": [str, callable, HasMethods(["total", "get_config"]), None],
         "epochs": [Interval(Integral, 1, None, closed="left")],
         "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "early_stopping": ["boolean"],
@@ -60,6 +61,7 @@ class KerasEstimator(CallbackSupport, Files, Display):
         n_iter_no_change=10,
         scoring=None,
         callbacks=None,
+        objective=None,
         warm_start=False,
         strategy=None,
         device=None,
@@ -78,6 +80,7 @@ class KerasEstimator(CallbackSupport, Files, Display):
         self.n_iter_no_change = n_iter_no_change
         self.scoring = scoring
         self.callbacks = callbacks
+        self.objective = objective
         self.warm_start = warm_start
         self.strategy = strategy
         self.device = device
@@ -141,9 +144,10 @@ class KerasEstimator(CallbackSupport, Files, Display):
         random = check_random_state(self.random_state)
         network = self._new_network(X.dtype.name, random) if fresh else self._network
         if not fresh:
+            network.check_objective(self._objective_to_build())
             network.set_optimizer(*self._optimizer_to_build())
         if fresh and not begin:
-            network.start_from(self._network.weights)
+            network.start_from(self._network.own_weights)
             network.history = {name: list(values) for name, values in self._network.history.items()}
         rows, followers, judge = followers_of(self, rows, epochs, random if holds_out else None)
         file, planned = self._go_on_at or (None, epochs)
@@ -173,7 +177,8 @@ class KerasEstimator(CallbackSupport, Files, Display):
         facts = {name: getattr(self, name) for name in self._facts if hasattr(self, name)}
         build = self._model_to_build(**facts)
         owner = type(self).__name__
-        blueprint = Blueprint(build, self.input_shape_, dtype, self.strategy, owner, self.device, self.dtype)
+        objective = self._objective_to_build()
+        blueprint = Blueprint(build, self.input_shape_, dtype, self.strategy, owner, self.device, self.dtype, objective)
         with invalid():  # the devices that there are
             agree(random, blueprint.placed)
         optimizer = self._optimizer_to_build()

@@ -45,6 +45,9 @@ class KerasClassifier(ClassifierMixin, ClassTargets, KerasEstimator):
         callbacks: `keras.callbacks.Callback`s to call: a name, a class or an instance, a list of these, or a dictionary
             by names of your own. Each fit uses copies of instances. `callbacks__name__argument` sets what a class is
             made with, where the name is that of the class or in the dictionary.
+        objective: what steps minimize in the place of the loss, one of `kopt.objectives`: a name, a class or an
+            instance, which is copied; None for the loss. `objective__*` sets its parameters. Without a seed of its own
+            it draws by `random_state`.
         warm_start: whether `fit` goes on from the weights of the fit before.
         strategy: None for one device, "auto" for all devices of the best kind there are, "mirrored", "multi_worker" for
             several processes, or a `MirroredStrategy`, `MultiWorkerMirroredStrategy` or `OneDeviceStrategy` of
@@ -55,8 +58,8 @@ class KerasClassifier(ClassifierMixin, ClassTargets, KerasEstimator):
             computes in the rows' own: 32 bits for floats of 32 bits, else 64. Predictions have 32 or 64 bits.
         random_state: seed of weights, shuffling, dropout and the held-out rows.
         verbose: whether to show a progress bar.
-        **model__or_optimizer__: parameters of the network, the optimizer and callbacks, by `model__`, `optimizer__` and
-            `callbacks__name__`.
+        **model__or_optimizer__: parameters of the network, the optimizer, the objective and callbacks, by `model__`,
+            `optimizer__`, `objective__` and `callbacks__name__`.
 
     Attributes:
         classes_: the labels; for several labels at once, their numbers; for several targets, a list of the labels of
@@ -104,6 +107,7 @@ class KerasClassifier(ClassifierMixin, ClassTargets, KerasEstimator):
         n_iter_no_change=10,
         scoring=None,
         callbacks=None,
+        objective=None,
         warm_start=False,
         strategy=None,
         device=None,
@@ -123,6 +127,7 @@ class KerasClassifier(ClassifierMixin, ClassTargets, KerasEstimator):
             n_iter_no_change=n_iter_no_change,
             scoring=scoring,
             callbacks=callbacks,
+            objective=objective,
             warm_start=warm_start,
             strategy=strategy,
             device=device,

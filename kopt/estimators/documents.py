@@ -94,7 +94,9 @@ class Writer:
 
         if id(value) in self._models:
             return self._models[id(value)]
-        is_class = isinstance(value, type) and issubclass(value, keras.optimizers.Optimizer)
+        from kopt.objectives import Objective
+
+        is_class = isinstance(value, type) and issubclass(value, (keras.optimizers.Optimizer, Objective))
         if not (is_class or hasattr(value, "get_config") or _is_loss_function(value)):
             raise NotWritable(f"{value!r} is code, or of a kind unknown to files")
         try:
@@ -231,14 +233,14 @@ def _found(node):
     return found if isinstance(found, type) else None
 
 
-def _name(optimizer):
-    """A configuration that names an optimizer's class and nothing else."""
+def _name(kind):
+    """A configuration that names a class, of an optimizer or an objective, and nothing else."""
     import keras
 
-    public = getattr(keras.optimizers, optimizer.__name__, None) is optimizer
-    module, registered = optimizer.__module__, keras.saving.get_registered_name(optimizer)
+    public = getattr(keras.optimizers, kind.__name__, None) is kind
+    module, registered = kind.__module__, keras.saving.get_registered_name(kind)
     module, registered = ("keras.optimizers", None) if public else (module, registered)
-    return {"module": module, "class_name": optimizer.__name__, "config": {}, "registered_name": registered}
+    return {"module": module, "class_name": kind.__name__, "config": {}, "registered_name": registered}
 
 
 def _is_loss_function(value):

@@ -13,11 +13,11 @@ from sklearn.utils._param_validation import InvalidParameterError
 
 from kopt._checks import check_range, needs_tensorflow
 from kopt._forks import check_fork
-from kopt.estimators import callbacks
+from kopt.estimators import callbacks, objectives
 from kopt.estimators.networks import check_mlp, mlp
 from kopt.estimators.vocabulary import ARGUMENTS, advice, hint
 
-ROUTES = ("model__", "optimizer__", "callbacks__")
+ROUTES = ("model__", "optimizer__", "objective__", "callbacks__")
 
 
 class Parameters(BaseEstimator):
@@ -26,6 +26,7 @@ class Parameters(BaseEstimator):
     model: Any
     optimizer: Any
     loss: Any
+    objective: Any
     scoring: Any
     callbacks: Any
     strategy: Any
@@ -40,10 +41,10 @@ class Parameters(BaseEstimator):
         self.__dict__.update(routed)
 
     def get_params(self, deep=True):
-        """Returns the parameters by name, `model__*`, `optimizer__*` and `callbacks__*` included.
+        """Returns the parameters by name, `model__*`, `optimizer__*`, `objective__*` and `callbacks__*` included.
 
         Args:
-            deep: whether to add the parameters of an optimizer given as an instance.
+            deep: whether to add the parameters of an optimizer or objective given as an instance.
         """
         routed = {name: value for name, value in vars(self).items() if name.startswith(ROUTES)}
         return super().get_params(deep) | routed
@@ -51,7 +52,8 @@ class Parameters(BaseEstimator):
     def set_params(self, **params):
         """Sets parameters by name and returns the estimator.
 
-        `optimizer__*` are kept beside an optimizer given as an instance, which itself is never changed.
+        `optimizer__*` are kept beside an optimizer given as an instance, which itself is never changed; and so are
+        `objective__*`.
 
         Raises:
             sklearn.utils._param_validation.InvalidParameterError: a name is no parameter's.
@@ -116,6 +118,9 @@ class Parameters(BaseEstimator):
             self._check_optimizer_values()
             self._check_loss()
             self._check_activation(activation)
+        if self.objective is not None or self._routed("objective__"):
+            require_tensorflow(type(self).__name__)
+            self._objective_to_build()
         if self.callbacks is not None or self._routed("callbacks__"):
             require_tensorflow(type(self).__name__)
             callbacks.planned(self.callbacks, self._routed("callbacks__"), type(self).__name__)
@@ -199,6 +204,10 @@ class Parameters(BaseEstimator):
             with invalid(f"{type(self).__name__}: optimizer__"):
                 config = kind.from_config(dict(config)).set_params(**nested).get_config()
         return kind, config
+
+    def _objective_to_build(self):
+        """The objective as Keras serializes it, or None."""
+        return objectives.planned(self.objective, self._routed("objective__"), type(self).__name__)
 
     def _model_to_build(self, **facts):
         """The function without arguments that makes the network, from what the data say."""

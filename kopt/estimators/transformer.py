@@ -31,14 +31,15 @@ class KerasTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClassT
         n_iter_no_change: epochs without a better value after which to stop.
         scoring: a function of the transformer, rows and targets that scores the rows held out after each epoch.
         callbacks: Keras's callbacks.
+        objective: as in `kopt.KerasClassifier`.
         warm_start: whether `fit` goes on from the weights of the fit before.
         strategy: of the devices to use.
         device: the one device to use.
         dtype: name of the Keras dtype policy of layers that do not say otherwise.
         random_state: seed of weights, shuffling, dropout and the held-out rows.
         verbose: whether to show a progress bar.
-        **model__or_optimizer__: parameters of the network and the optimizer, by these prefixes, and of callbacks, by
-            `callbacks__name__`.
+        **model__or_optimizer__: parameters of the network, the optimizer and the objective, by these prefixes, and of
+            callbacks, by `callbacks__name__`.
 
     Attributes:
         task_: "classification", "regression", or "reconstruction" without targets.
@@ -75,6 +76,7 @@ class KerasTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClassT
         n_iter_no_change=10,
         scoring=None,
         callbacks=None,
+        objective=None,
         warm_start=False,
         strategy=None,
         device=None,
@@ -94,6 +96,7 @@ class KerasTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClassT
             n_iter_no_change=n_iter_no_change,
             scoring=scoring,
             callbacks=callbacks,
+            objective=objective,
             warm_start=warm_start,
             strategy=strategy,
             device=device,

@@ -4,10 +4,10 @@ import keras
 from keras import ops
 
 from kopt._checks import check_choice, check_range
-from kopt.layers.base import Layer
+from kopt.layers.base import Rated, Scheduled
 
 
-class DeCov(Layer):
+class DeCov(Rated):
     """Adds to the loss how much features vary together, so that each comes to say something of its own.
 
         loss += strength · ½ (‖C‖² - ‖diag C‖²),  C = mean over rows of (h - μ)(h - μ)ᵀ,  μ = mean over rows of h
@@ -20,15 +20,16 @@ class DeCov(Layer):
     a mask hides counts for nothing. Each replica takes the covariance of its own rows.
 
     Args:
-        strength: of the penalty, in [0, inf). The paper chose it by validation for each network.
+        strength: of the penalty, in [0, inf), or a schedule. The paper chose it by validation for each network.
         **kwargs: those of `keras.layers.Layer`: `name`, `dtype` and so on.
 
     Call arguments:
         inputs: tensor of shape `(batch, ..., features)` and any float type.
+        training: whether a schedule goes on; Keras sets it.
         mask: booleans of the shape `(batch, ...)`, or of its first axes; Keras passes them.
 
     Raises:
-        TypeError: `strength` is no number.
+        TypeError: `strength` is neither a number nor a schedule.
         ValueError: `strength` is out of range.
 
     References:
@@ -36,19 +37,21 @@ class DeCov(Layer):
         https://arxiv.org/abs/1511.06068
     """
 
-    def __init__(self, strength, **kwargs):
-        super().__init__(**kwargs)
-        self.strength = check_range(self, "[0, inf)", strength=strength)
+    ranges = {"strength": "[0, inf)"}
 
-    def call(self, inputs, mask=None):
+    def __init__(self, strength: Scheduled, **kwargs):
+        super().__init__(**kwargs)
+        self._set_rates(strength=strength)
+
+    def call(self, inputs, training=False, mask=None):
         h, share = _rows(inputs, mask)
         h = (h - ops.sum(share * h, axis=0)) * ops.sqrt(share)
         c = ops.transpose(h) @ h * (1 - ops.eye(h.shape[1], dtype=h.dtype))
-        self.add_loss(self.strength * ops.sum(ops.square(c)) / 2)
+        self.add_loss(ops.cast(self._now(training).strength, c.dtype) * ops.sum(ops.square(c)) / 2)
         return inputs
 
 
-class ConfidencePenalty(Layer):
+class ConfidencePenalty(Rated):
     """Takes from the loss the entropy of what a classifier says, so that it does not become too sure.
 
         loss -= strength · H,  H = mean over rows of -Σ p log p
@@ -62,7 +65,7 @@ class ConfidencePenalty(Layer):
     text asks for. What a mask hides counts for nothing.
 
     Args:
-        strength: β, in [0, inf). The paper searched it for each task; 0.1 is a beginning.
+        strength: β, in [0, inf), or a schedule. The paper searched it for each task; 0.1 is a beginning.
         threshold: Γ, in [0, inf), in nats, or None.
         activation: how inputs are distributions: `"softmax"`, probabilities of classes along the last axis;
             `"sigmoid"`, each the probability of a class of its own, whose entropies are added.
@@ -71,10 +74,11 @@ class ConfidencePenalty(Layer):
 
     Call arguments:
         inputs: tensor of shape `(batch, ..., classes)` and any float type.
+        training: whether a schedule goes on; Keras sets it.
         mask: booleans of the shape `(batch, ...)`, or of its first axes; Keras passes them.
 
     Raises:
-        TypeError: `strength` or `threshold` is no number.
+        TypeError: `strength` is neither a number nor a schedule, or `threshold` no number.
         ValueError: one of them is out of range, `activation` is another word, or `from_logits` no boolean.
 
     References:
@@ -82,18 +86,20 @@ class ConfidencePenalty(Layer):
         https://arxiv.org/abs/1701.06548
     """
 
-    def __init__(self, strength, threshold=None, activation="softmax", from_logits=False, **kwargs):
+    ranges = {"strength": "[0, inf)"}
+
+    def __init__(self, strength: Scheduled, threshold=None, activation="softmax", from_logits=False, **kwargs):
         super().__init__(**kwargs)
-        self.strength = check_range(self, "[0, inf)", strength=strength)
+        self._set_rates(strength=strength)
         self.threshold = threshold if threshold is None else check_range(self, "[0, inf)", threshold=threshold)
         self.activation = check_choice(self, ("softmax", "sigmoid"), activation=activation)
         self.from_logits = check_choice(self, (True, False), from_logits=from_logits)
 
-    def call(self, inputs, mask=None):
+    def call(self, inputs, training=False, mask=None):
         x, share = _rows(inputs, mask)
         entropy = self._entropy(x)[:, None]
         found = -entropy if self.threshold is None else ops.maximum(self.threshold - entropy, 0)
-        self.add_loss(self.strength * ops.sum(share * found))
+        self.add_loss(ops.cast(self._now(training).strength, x.dtype) * ops.sum(share * found))
         return inputs
 
     def _entropy(self, x):

@@ -62,10 +62,48 @@ class Layer(keras.layers.Layer):
         return super().from_config(config | own)
 
 
-class Rated(Layer):
-    """Base class of layers with rates that may be schedules.
+class Rates:
+    """Rates of a layer that may be schedules: it gives them to `_set_rates`, and asks `_now` for those of the step."""
 
-    A subclass gives its rates to `_set_rates` and asks `_now` for those of the step at hand.
+    ranges: ClassVar[dict[str, str]] = {"rate": "[0, 1)"}
+    """Intervals of the rates."""
+
+    steps: Any = None
+    """The calls in training so far, a weight; None where no rate is a schedule."""
+
+    _rates: dict[str, Any]
+    add_weight: Any
+
+    def _set_rates(self, **rates):
+        """Keeps each rate, checked, as an attribute; counts steps from now on if one is a schedule.
+
+        Raises:
+            TypeError: a rate is neither a number nor a schedule.
+            ValueError: a rate is out of its range.
+        """
+        self._rates = rates
+        for name, rate in rates.items():
+            scheduled = isinstance(rate, LearningRateSchedule)
+            first = float(keras.ops.convert_to_numpy(rate(0))) if scheduled else rate
+            check_range(f"{type(self).__name__}: at step 0" if scheduled else self, self.ranges[name], **{name: first})
+            setattr(self, name, rate)
+            if scheduled and self.steps is None:
+                how = dict(dtype="int32", trainable=False, aggregation="only_first_replica", name="steps")
+                self.steps = self.add_weight(shape=(), initializer="zeros", **how)
+
+    def _now(self, training=True):
+        """Returns the rates at this call, numbers or scalar tensors by name; counts the call if it is in training."""
+        if self.steps is None:
+            return SimpleNamespace(**self._rates)
+        step = keras.ops.convert_to_tensor(self.steps)
+        rates = {name: rate(step) if callable(rate) else rate for name, rate in self._rates.items()}
+        if training:  # after that, for what was read may change with the variable
+            self.steps.assign(step + 1)
+        return SimpleNamespace(**rates)
+
+
+class Rated(Rates, Layer):
+    """Base class of layers with rates that may be schedules.
 
     Args:
         **kwargs: those of `keras.layers.Layer`.
@@ -75,41 +113,9 @@ class Rated(Layer):
         ValueError: a rate is out of its range.
     """
 
-    ranges: ClassVar[dict[str, str]] = {"rate": "[0, 1)"}
-    """Intervals of the rates."""
-
-    steps: Any = None
-    """The calls in training so far, a weight; None where no rate is a schedule."""
-
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self._rates = {}
-
-    def _set_rates(self, **rates):
-        """Keeps each rate, checked, as an attribute; counts steps from now on if one is a schedule."""
-        for name, rate in rates.items():
-            scheduled = isinstance(rate, LearningRateSchedule)
-            first = float(keras.ops.convert_to_numpy(rate(0))) if scheduled else rate
-            check_range(f"{type(self).__name__}: at step 0" if scheduled else self, self.ranges[name], **{name: first})
-            setattr(self, name, rate)
-            self._rates[name] = rate
-            if scheduled and self.steps is None:
-                how = dict(dtype="int32", trainable=False, aggregation="only_first_replica", name="steps")
-                self.steps = self.add_weight(shape=(), initializer="zeros", **how)
-
-    def _now(self):
-        """Returns the rates at this call in training, numbers or scalar tensors by name; counts the call."""
-        rates = self._last()
-        if self.steps is not None:
-            self.steps.assign(self.steps + 1)
-        return rates
-
-    def _last(self):
-        """Returns the rates as they are now, without counting."""
-        if self.steps is None:
-            return SimpleNamespace(**self._rates)
-        step = keras.ops.convert_to_tensor(self.steps)
-        return SimpleNamespace(**{n: rate(step) if callable(rate) else rate for n, rate in self._rates.items()})
 
 
 class Noise(Rated):

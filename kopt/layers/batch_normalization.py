@@ -39,31 +39,33 @@ class BatchStatistics(Rated, keras.layers.BatchNormalization):
             raise ValueError(f"{type(self).__name__}: {rule}, got {self.axis}.")
         super().build(input_shape)
 
-    def normalized(self, x, axes, weights):
-        """Returns x without a mean, its factor and what is then added, or None; keeps the statistics of the batch.
+    def normalized(self, x, axes, weights, gamma):
+        """Returns x without a mean, over a deviation, times γ, and what is then added; keeps the batch's statistics.
 
         Args:
             x: tensor of float32 or wider.
             axes: all axes but that of the channels.
             weights: tensor of ones and zeros, with as many axes as x, or None.
+            gamma: small tensor with as many axes, or 1. What multiplies it is to be small, too: each pass over the
+                large one costs as much as all else.
+
+        Returns:
+            A tensor of the shape of x, and a small one or None.
         """
         raise NotImplementedError
 
     def call(self, inputs, training=False, mask=None):
         x = wide(inputs)
         axes = [axis for axis in range(len(x.shape)) if axis != self.axis % len(x.shape)]
+        gamma = 1 if self.gamma is None else self._spread(self.gamma, x)
         if training and self.trainable:
-            away, factor, shift = self.normalized(x, axes, kept(x, mask))
+            x, shift = self.normalized(x, axes, kept(x, mask), gamma)
         else:
-            away, shift = x - self._spread(self.moving_mean, x), None
             factor = ops.rsqrt(self._spread(self.moving_variance, x) + self.epsilon)
-        if self.gamma is not None:  # to the small tensors: each pass over the large one costs as much as all of this
-            gamma = self._spread(self.gamma, x)
-            factor, shift = factor * gamma, None if shift is None else shift * gamma
+            x, shift = (x - self._spread(self.moving_mean, x)) * (factor * gamma), None
         if self.beta is not None:
             beta = self._spread(self.beta, x)
             shift = beta if shift is None else shift + beta
-        x = away * factor
         return ops.cast(x if shift is None else x + shift, self.compute_dtype)
 
     def _spread(self, weight, x):
@@ -122,10 +124,10 @@ class SyncBatchNormalization(BatchStatistics):
         Peng et al., *MegDet*, 2018 (over replicas). https://arxiv.org/abs/1711.07240
     """
 
-    def normalized(self, x, axes, weights):
+    def normalized(self, x, axes, weights, gamma):
         mean, variance, _, away = moments(x, axes, weights, synchronized=True)
         self._keep(mean, variance)
-        return away, ops.rsqrt(variance + self.epsilon), None
+        return away * (ops.rsqrt(variance + self.epsilon) * gamma), None
 
 
 class BatchRenormalization(BatchStatistics):
@@ -185,24 +187,24 @@ class BatchRenormalization(BatchStatistics):
         self._set_rates(r_max=r_max, d_max=d_max)
         self.synchronized = check_choice(self, (False, True), synchronized=synchronized)
 
-    def normalized(self, x, axes, weights):
+    def normalized(self, x, axes, weights, gamma):
         batch_mean, variance, number, away = moments(x, axes, weights, self.synchronized)
         batch_deviation = ops.sqrt(variance + self.epsilon)
         mean = self._spread(self.moving_mean, x)
         deviation = ops.sqrt(self._spread(self.moving_variance, x) + self.epsilon)
-        factor, shift = 1 / batch_deviation, None
+        factor, shift = gamma / batch_deviation, None
         if self.corrects:
             now = self._now()
             r_max, d_max = ops.cast(now.r_max, x.dtype), ops.cast(now.d_max, x.dtype)
             r = ops.minimum(ops.maximum(batch_deviation / deviation, 1 / r_max), r_max)
             d = ops.minimum(ops.maximum((batch_mean - mean) / deviation, -d_max), d_max)
-            factor, shift = factor * ops.stop_gradient(r), ops.stop_gradient(d)
+            factor, shift = factor * ops.stop_gradient(r), ops.stop_gradient(d) * gamma
         if not self.synchronized:
             batch_mean, batch_deviation = pooled(number, batch_mean, batch_deviation)
         self._set(self.moving_mean, self._moved(mean, batch_mean))
         new = ops.square(self._moved(deviation, batch_deviation)) - self.epsilon
         self._set(self.moving_variance, ops.maximum(new, 0))
-        return away, factor, shift
+        return away * factor, shift
 
 
 class GhostBatchNormalization(BatchStatistics):
@@ -248,39 +250,77 @@ class GhostBatchNormalization(BatchStatistics):
         super().__init__(axis, momentum, epsilon, **kwargs)
         self.virtual_batch_size = check_range(self, "[1, inf)", kind=Integral, virtual_batch_size=virtual_batch_size)
 
-    def normalized(self, x, axes, weights):
-        of_row, ghosts = ghosts_of(ops.shape(x)[0], self.virtual_batch_size)
-
-        def total(x):
-            return [ops.segment_sum(part, of_row, ghosts) for part in sums(x, axes[1:], weights)]
-
-        value, number = total(x)
+    def normalized(self, x, axes, weights, gamma):
+        ghosts = Ghosts(ops.shape(x)[0], self.virtual_batch_size)
+        value, number = map(ghosts.sums, sums(x, axes[1:], weights))
         mean = value / ops.maximum(number, 1)
-        away = x - ops.take(mean, of_row, axis=0)
-        variance = total(ops.square(away))[0] / ops.maximum(number, 1)
+        away = x - ghosts.to_rows(mean)
+        variance = ghosts.sums(sums(ops.square(away), axes[1:], weights)[0]) / ops.maximum(number, 1)
         self._keep(*pooled(number, mean, variance))
-        return away, ops.take(ops.rsqrt(variance + self.epsilon), of_row, axis=0), None
+        return away * ghosts.to_rows(ops.rsqrt(variance + self.epsilon) * gamma), None
 
 
-def ghosts_of(rows, size):
-    """The ghost of each row, and how many there are: runs whose lengths differ by one at most, none below `size`.
+class Ghosts:
+    """Runs of rows, whose lengths differ by one at most, none below `size` unless there is one run alone.
+
+    Sums over them, and what takes their values back to rows, are each the other's gradient.
 
     Args:
         rows: an integer, or a scalar tensor of one.
         size: an integer.
 
-    Returns:
-        Integers, one for each row; and an integer, or a scalar tensor where `rows` is one.
+    Attributes:
+        number: how many there are.
+        longer: how many of them, the first ones, have a row more than the others.
     """
-    most = max if isinstance(rows, int) else ops.maximum
-    ghosts = most(rows // size, 1)
-    short, longer = most(rows // ghosts, 1), rows % ghosts  # `longer` ghosts have a row more than `short`
-    row, border = ops.arange(rows, dtype="int32"), longer * (short + 1)
-    return ops.where(row < border, row // (short + 1), longer + (row - border) // short), ghosts
+
+    def __init__(self, rows, size):
+        self._rows, self._known = rows, isinstance(rows, int)
+        self.number = (max if self._known else ops.maximum)(rows // size, 1)
+        self._short, self.longer = rows // self.number, rows % self.number
+
+    def of_row(self):
+        """The ghost of each row."""
+        row, border = ops.arange(self._rows, dtype="int32"), self.longer * (self._short + 1)
+        behind = (row - border) // ops.maximum(self._short, 1)
+        return ops.where(row < border, row // (self._short + 1), self.longer + behind)
+
+    def sums(self, x):
+        """Sums over the rows of each ghost."""
+        return self._either(x, self._equal_sums, lambda x: ops.segment_sum(x, self.of_row(), self.number), self.to_rows)
+
+    def to_rows(self, x):
+        """What there is for each ghost, for each of its rows."""
+        return self._either(x, self._equal_rows, lambda x: ops.take(x, self.of_row(), axis=0), self.sums)
+
+    def _either(self, x, equal, unequal, transposed):
+        """A linear function: `equal`, in half of the time, where all ghosts have as many rows."""
+        if self._known:
+            return unequal(x) if self.longer else equal(x)
+
+        @ops.custom_gradient  # XLA has none for a condition in which shapes are open
+        def chosen(x):
+            return ops.cond(self.longer > 0, lambda: unequal(x), lambda: equal(x)), lambda slope: transposed(slope)
+
+        return chosen(x)
+
+    def _equal_sums(self, x):
+        x = x if self._known else x[: self.number * self._short]  # all of them, but where XLA compiles this in vain
+        return ops.sum(ops.reshape(x, (self.number, self._short, *ops.shape(x)[1:])), axis=1)
+
+    def _equal_rows(self, x):
+        each, length = ops.shape(x)[1:], self._short
+        if not self._known:
+            length = length + ops.cast(self.longer > 0, length.dtype)
+        rows = ops.broadcast_to(x[:, None], (self.number, length, *each))
+        rows = ops.reshape(rows, (self.number * length, *each))
+        return rows if self._known else rows[: self._rows]
 
 
 def pooled(number, *values):
     """Means of each of these, weighted by numbers of entries, over the first axis and all replicas."""
-    total = ops.stack([ops.sum(x, 0, keepdims=True) for x in (number, *(number * x for x in values))])
+    sums_of_values = [ops.sum(number * x, 0, keepdims=True) for x in values]
+    number = ops.broadcast_to(ops.sum(number, 0, keepdims=True), ops.shape(sums_of_values[0]))
+    total = ops.stack([number, *sums_of_values])
     number, *values = ops.unstack(sum_over_replicas([total])[0], 1 + len(values))
     return [x / ops.maximum(number, 1) for x in values]

@@ -203,6 +203,11 @@ class PatchDropout(Noise):
 
     def __init__(self, rate: float, kept_first=1, seed=None, **kwargs):
         super().__init__(seed, **kwargs)
+        if callable(rate):
+            raise TypeError(
+                f"PatchDropout: rate must be a number in [0, 1), since it fixes the shape of the output, got {rate!r}. "
+                "Try TokenDropout, whose rate may be a schedule."
+            )
         self.rate = check_range(self, "[0, 1)", rate=rate)
         self.kept_first = check_range(self, "[0, inf)", kind=Integral, kept_first=kept_first)
 

@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from kopt._checks import check_choice, check_range
-from kopt.layers.base import Noise
+from kopt.layers.base import Noise, Scheduled
 
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
 """The paper's temperature, and the ends to which a concrete variable in (0, 1) is stretched."""
@@ -29,17 +29,17 @@ class L0Gate(Noise):
     features behind them can be cut out: `gates()` returns them.
 
     The penalty counts gates, where the paper counts the weights behind them, each λ / N: take
-    `strength = λ / N · weights of a feature`. In the paper λ is between 0.1 and 5, with N = 60,000 examples. Weights
-    that are decayed may hide behind gates that are ever less open: the paper's L2 penalty is on the open part alone.
+    `strength = λ / N · weights of a feature`. The authors' code begins with λ = 1 for 60,000 examples. Weights that are
+    decayed may hide behind gates that are ever less open: the paper's L2 penalty is on the open part alone.
 
-    As in the authors' code log α stays in ±log 100, so that a closed gate may open again. They draw gates once for a
-    batch by default: `mode="batch"`.
+    As in the authors' code log α stays in ±log 100, so that a closed gate may open again, and gates are drawn once for
+    a batch. `mode="sample"` draws them for each example: slopes with less noise, in five times the time on columns.
 
     Args:
-        strength: of the penalty, in [0, inf).
+        strength: of the penalty, in [0, inf), or a schedule, which may let features be learnt before any goes.
         initial_rate: the share of s below ½ at the start, in (0, 1): log α = log(1 - rate) - log(rate).
         axis: of the features, an integer other than 0.
-        mode: `"sample"`, a draw for each example; `"batch"`, one for all of them.
+        mode: `"batch"`, a draw for all examples; `"sample"`, one for each of them.
         seed: an integer, for the same draws in every run; None draws a new one.
         **kwargs: those of `keras.layers.Layer`: `name`, `dtype` and so on.
 
@@ -48,7 +48,7 @@ class L0Gate(Noise):
         training: whether to draw; Keras sets it.
 
     Raises:
-        TypeError: a number is none.
+        TypeError: a number is none, or `strength` neither a number nor a schedule.
         ValueError: one is out of its range, or `mode` is another word; when built, the inputs have no such axis, or one
             of unknown length.
 
@@ -57,9 +57,11 @@ class L0Gate(Noise):
         https://arxiv.org/abs/1712.01312
     """
 
-    def __init__(self, strength, initial_rate=0.5, axis=-1, mode="sample", seed=None, **kwargs):
+    ranges = {"strength": "[0, inf)"}
+
+    def __init__(self, strength: Scheduled, initial_rate=0.5, axis=-1, mode="batch", seed=None, **kwargs):
         super().__init__(seed, **kwargs)
-        self.strength = check_range(self, "[0, inf)", strength=strength)
+        self._set_rates(strength=strength)
         self.initial_rate = check_range(self, "(0, 1)", initial_rate=initial_rate)
         self.axis = check_range(self, "(-inf, inf)", kind=Integral, axis=axis)
         self.mode = check_choice(self, ("sample", "batch"), mode=mode)
@@ -83,7 +85,8 @@ class L0Gate(Noise):
 
     def call(self, inputs, training=False):
         location = self._location()
-        self.add_loss(self.strength * ops.sum(ops.sigmoid(location - BETA * math.log(-GAMMA / ZETA))))
+        strength = ops.cast(self._now(training).strength, location.dtype)
+        self.add_loss(strength * ops.sum(ops.sigmoid(location - BETA * math.log(-GAMMA / ZETA))))
         inputs = ops.convert_to_tensor(inputs)
         z = hard(self._drawn(location, inputs)) if training else self.gates()[None]
         return inputs * ops.cast(ops.reshape(z, (-1, *self._spread)), inputs.dtype)
@@ -97,13 +100,14 @@ class L0Gate(Noise):
         """s for each example and feature."""
         rows = 1 if self.mode == "batch" else ops.shape(inputs)[0]
         shape, dtype = (rows, location.shape[0]), keras.backend.standardize_dtype(location.dtype)
-        u = keras.random.uniform(shape, 1e-6, 1 - 1e-6, dtype=dtype, seed=self.seed_generator)
-        return ops.sigmoid((ops.log(u / (1 - u)) + location) / BETA)
+        u = keras.random.uniform(shape, dtype=dtype, seed=self.seed_generator)  # of 0 comes a closed gate, no NaN
+        return ops.sigmoid(ops.log(u / (1 - u)) / BETA + location / BETA)
 
 
 def hard(s):
-    """min(1, max(0, s (ζ - γ) + γ))"""
-    return ops.clip(s * (ZETA - GAMMA) + GAMMA, 0, 1)
+    """min(1, max(0, s (ζ - γ) + γ)), by two ramps: the gradient of a clip takes twice as long"""
+    stretched = s * (ZETA - GAMMA) + GAMMA
+    return ops.relu(stretched) - ops.relu(stretched - 1)
 
 
 class _WithinReach(keras.constraints.Constraint):

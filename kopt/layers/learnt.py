@@ -28,8 +28,8 @@ class ConcreteDropout(Noise):
     Args:
         layer: a `keras.layers.Layer` with a `kernel`.
         rate: p at the beginning, in [0.001, 0.999].
-        weight_decay: in [0, inf).
-        entropy: in [0, inf).
+        weight_decay: in [0, inf), or a schedule.
+        entropy: in [0, inf), or a schedule.
         temperature: of the relaxation, in (0, inf); the authors' is 0.1.
         seed: an integer, for the same draws in every run; None draws a new one.
         **kwargs: those of `keras.layers.Layer`.
@@ -39,20 +39,30 @@ class ConcreteDropout(Noise):
         training: whether to drop; Keras sets it.
 
     Raises:
-        TypeError: a number is none, or `layer` no layer.
+        TypeError: a number is none nor a schedule, or `layer` no layer.
         ValueError: a number is out of its range, or the layer has no kernel.
 
     References:
         Gal et al., *Concrete Dropout*, 2017. https://arxiv.org/abs/1705.07832
     """
 
-    def __init__(self, layer, rate=0.1, weight_decay=1e-6, entropy=1e-5, temperature=0.1, seed=None, **kwargs):
+    ranges = {"weight_decay": "[0, inf)", "entropy": "[0, inf)"}
+
+    def __init__(
+        self,
+        layer,
+        rate=0.1,
+        weight_decay: Scheduled = 1e-6,
+        entropy: Scheduled = 1e-5,
+        temperature=0.1,
+        seed=None,
+        **kwargs,
+    ):
         super().__init__(seed, **kwargs)
         self.layer = check_layer_given(self, layer)
         self.supports_masking = layer.supports_masking
         self.rate = check_range(self, "[0.001, 0.999]", rate=rate)
-        self.weight_decay = check_range(self, "[0, inf)", weight_decay=weight_decay)
-        self.entropy = check_range(self, "[0, inf)", entropy=entropy)
+        self._set_rates(weight_decay=weight_decay, entropy=entropy)
         self.temperature = check_range(self, "(0, inf)", temperature=temperature)
 
     def build(self, input_shape):
@@ -73,8 +83,9 @@ class ConcreteDropout(Noise):
         p = ops.sigmoid(logit)
         weights = ops.cast(kernel_of(self, self.layer).value, self.variable_dtype)
         negative_entropy = p * ops.log_sigmoid(logit) + (1 - p) * ops.log_sigmoid(-logit)
-        self.add_loss(self.weight_decay * ops.sum(ops.square(weights)) / (1 - p))
-        self.add_loss(self.entropy * inputs.shape[axis] * negative_entropy)
+        now = self._now(training)
+        self.add_loss(ops.cast(now.weight_decay, p.dtype) * ops.sum(ops.square(weights)) / (1 - p))
+        self.add_loss(ops.cast(now.entropy, p.dtype) * inputs.shape[axis] * negative_entropy)
         if not training:
             return self.layer(inputs)
         shape = [ops.shape(inputs)[0], *(1 for _ in inputs.shape[1:])]
@@ -163,8 +174,7 @@ class VariationalDropout(Noise):
         return ops.sum(each)
 
     def call(self, inputs, training=False):
-        rates = self._now() if training else self._last()
-        self.add_loss(ops.cast(rates.strength, self.variable_dtype) * self.divergence())
+        self.add_loss(ops.cast(self._now(training).strength, self.variable_dtype) * self.divergence())
         kernel = self.linear.kernel
         if not training:
             kept = ops.cast(self._log_alpha() < self.threshold, kernel.dtype)

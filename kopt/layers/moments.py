@@ -25,11 +25,13 @@ def sums(x, axes, weights=None):
         weights: what `kept` returns.
 
     Returns:
-        Two tensors with length 1 along these axes.
+        Two tensors with length 1 along these axes; the second one's others are 1, too, but for the first, where there
+        are no weights.
     """
     if weights is None:
-        value = ops.sum(x, axes, keepdims=True)
-        return value, ops.zeros_like(value) + ops.cast(math.prod(ops.shape(x)[axis] for axis in axes), x.dtype)
+        rows, each = 1 if 0 in axes else ops.shape(x)[0], math.prod(ops.shape(x)[axis] for axis in axes)
+        number = ops.ones((rows, *(1 for _ in x.shape[1:])), dtype=x.dtype) * ops.cast(each, x.dtype)
+        return ops.sum(x, axes, keepdims=True) if axes else x, number
     x = ops.where(weights > 0, x, ops.zeros_like(x))  # what is masked may be NaN
     number = ops.sum(ops.broadcast_to(weights, ops.shape(x)), axes, keepdims=True)
     return ops.sum(x, axes, keepdims=True), number
@@ -50,8 +52,10 @@ def moments(x, axes, weights=None, synchronized=False):
     """
 
     def total(x):
-        pair = ops.stack(sums(x, axes, weights))  # one reduction over replicas, for the sum and the number
-        value, number = ops.unstack(sum_over_replicas([pair])[0] if synchronized else pair, 2)
+        value, number = sums(x, axes, weights)
+        if synchronized:  # by one reduction over replicas
+            pair = ops.stack([value, ops.broadcast_to(number, ops.shape(value))])
+            value, number = ops.unstack(sum_over_replicas([pair])[0], 2)
         return value / ops.maximum(number, 1), number
 
     mean, number = total(x)

@@ -101,9 +101,11 @@ class FilterResponseNormalization(Channelwise):
         if self.learnt_epsilon is not None:
             epsilon = epsilon + ops.abs(ops.cast(self.learnt_epsilon, x.dtype))
         factor = ops.rsqrt(value / ops.maximum(number, 1) + epsilon) * self._spread(self.gamma, x)
-        x = x * factor + self._spread(self.beta, x)
-        x = x if self.tau is None else ops.maximum(x, self._spread(self.tau, x))
-        return ops.cast(x, self.compute_dtype)
+        shift = self._spread(self.beta, x)
+        if self.tau is None:
+            return ops.cast(x * factor + shift, self.compute_dtype)
+        tau = self._spread(self.tau, x)  # max(x, τ) as a ramp above τ, whose gradient takes less time
+        return ops.cast(ops.relu(x * factor + (shift - tau)) + tau, self.compute_dtype)
 
 
 class LayerScale(Channelwise):

@@ -1,13 +1,15 @@
 """Noise for recurrent networks."""
 
+from typing import ClassVar
+
 import keras
 from keras import ops
 
-from kopt._checks import check_range
+from kopt.layers.base import Rates, Scheduled
 
 
 @keras.saving.register_keras_serializable("kopt")
-class Zoneout(keras.layers.RNN):
+class Zoneout(keras.layers.RNN, Rates):
     """A recurrent network some of whose units keep, at each step, the state that they had.
 
         h_t = z · h_{t-1} + (1 - z) · h̃_t,  z ~ Bernoulli(rate) for each unit, example and step        when training
@@ -21,8 +23,8 @@ class Zoneout(keras.layers.RNN):
 
     Args:
         cell: a cell, as `keras.layers.LSTMCell(32)`, whose output is its first state.
-        rate: probability that a unit keeps its state, in [0, 1); the paper's is 0.05 for h.
-        cell_rate: the same for the states after the first, in [0, 1); the paper's is 0.5 for c. None for `rate`.
+        rate: probability that a unit keeps its state, in [0, 1), or a schedule; the paper's is 0.05 for h.
+        cell_rate: the same for the states after the first; the paper's is 0.5 for c. None for `rate`.
         seed: an integer, for the same draws in every run; None draws a new one.
         **kwargs: those of `keras.layers.RNN`: `return_sequences`, `go_backwards` and so on.
 
@@ -31,7 +33,7 @@ class Zoneout(keras.layers.RNN):
         mask, training, initial_state: as in `keras.layers.RNN`.
 
     Raises:
-        TypeError: a rate is no number, or `cell` no cell.
+        TypeError: a rate is neither a number nor a schedule, or `cell` no cell.
         ValueError: a rate is not in [0, 1), or the cell's states are no vectors.
 
     References:
@@ -39,37 +41,48 @@ class Zoneout(keras.layers.RNN):
         https://arxiv.org/abs/1606.01305
     """
 
-    def __init__(self, cell, rate=0.05, cell_rate=None, seed=None, **kwargs):
-        check_range(self, "[0, 1)", rate=rate)
-        others = rate if cell_rate is None else check_range(self, "[0, 1)", cell_rate=cell_rate)
-        super().__init__(ZonedCell(cell, rate, others), **kwargs)
-        self.rate, self.cell_rate, self.seed = rate, cell_rate, seed
+    ranges: ClassVar[dict[str, str]] = {"rate": "[0, 1)", "cell_rate": "[0, 1)"}
+
+    def __init__(self, cell, rate: Scheduled = 0.05, cell_rate: Scheduled | None = None, seed=None, **kwargs):
+        super().__init__(ZonedCell(cell), **kwargs)
+        self._set_rates(rate=rate, cell_rate=rate if cell_rate is None else cell_rate)
+        self.cell_rate, self.seed = cell_rate, seed
         self.seed_generator = keras.random.SeedGenerator(seed)
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
-        """Goes through the steps; which units keep their states goes with the features of each step."""
+        """Goes through the steps; how far each unit keeps its state goes with the features of each step."""
+        now, sizes, dtype = self._now(training), self.cell.sizes, self.variable_dtype
+        rates = [ops.cast(rate, dtype) for rate in (now.rate, *(now.cell_rate for _ in sizes[1:]))]
+        chances = ops.repeat(ops.stack(rates), sizes)
+        shape = (*ops.shape(sequences)[:2], sum(sizes))
         if training:
-            rows, time = ops.shape(sequences)[:2]
-            draws = keras.random.uniform((rows, time, sum(self.cell.sizes)), seed=self.seed_generator)
-            stays = ops.cast(draws < ops.convert_to_tensor(self.cell.chances, draws.dtype), sequences.dtype)
-            sequences = ops.concatenate([sequences, stays], axis=-1)
+            stays = keras.random.uniform(shape, dtype=dtype, seed=self.seed_generator) < chances
+        else:
+            stays = ops.broadcast_to(chances, shape)
+        sequences = ops.concatenate([sequences, ops.cast(stays, sequences.dtype)], axis=-1)
         return super().inner_loop(sequences, initial_state, mask, training)
 
     def get_config(self):
-        """Returns the constructor's arguments, the cell serialized."""
-        cell = keras.saving.serialize_keras_object(self.cell.cell)
-        return super().get_config() | dict(cell=cell, rate=self.rate, cell_rate=self.cell_rate, seed=self.seed)
+        """Returns the constructor's arguments, cell and schedules serialized."""
+        given = dict(cell=self.cell.cell, rate=self.rate, cell_rate=self.cell_rate)
+        own = {name: keras.saving.serialize_keras_object(value) for name, value in given.items()}
+        return super().get_config() | own | dict(seed=self.seed)
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """Makes a layer, without weights, from what `get_config` returned."""
+        rates = {name: keras.saving.deserialize_keras_object(config[name]) for name in ("rate", "cell_rate")}
+        return super().from_config(config | rates, custom_objects)
 
 
 class ZonedCell(keras.layers.Layer):
-    """A cell whose inputs tell, behind the features, which units keep their states; at inference all do in part.
+    """A cell whose inputs tell, behind the features, how far each unit keeps its state.
 
     Attributes:
         sizes: of the states.
-        chances: of each unit of each state to stay.
     """
 
-    def __init__(self, cell, rate, others):
+    def __init__(self, cell):
         if not isinstance(cell, keras.layers.Layer) or not hasattr(cell, "state_size"):
             raise TypeError(f"Zoneout: cell must be the cell of a recurrent layer, got {cell!r}.")
         super().__init__(dtype=cell.dtype_policy)
@@ -79,8 +92,6 @@ class ZonedCell(keras.layers.Layer):
         if getattr(cell, "dropout", 0) or getattr(cell, "recurrent_dropout", 0):
             raise ValueError(f"Zoneout: cell must have no dropout of its own, got {cell!r}.")
         self.cell, self.state_size, self.output_size, self.sizes = cell, cell.state_size, sizes[0], list(sizes)
-        self.rates = [rate, *(others for _ in sizes[1:])]
-        self.chances = [rate for rate, size in zip(self.rates, sizes, strict=True) for _ in range(size)]
 
     def build(self, input_shape):
         if not self.cell.built:
@@ -90,17 +101,14 @@ class ZonedCell(keras.layers.Layer):
         return self.cell.get_initial_state(batch_size)
 
     def call(self, inputs, states, training=False):
-        number = sum(self.sizes)
-        parts, start = list(self.rates), 0
-        if training:
-            inputs, stays = inputs[:, :-number], inputs[:, -number:]
-            for i, size in enumerate(self.sizes):
-                parts[i], start = stays[:, start : start + size], start + size
+        number, start, kept = sum(self.sizes), 0, []
+        inputs, stays = inputs[:, :-number], inputs[:, -number:]
         _, after = self.cell(inputs, states, training=training)
         after = after if isinstance(after, list | tuple) else [after]
-        kept = [new + part * (old - new) for part, old, new in zip(parts, states, after, strict=True)]
+        for size, old, new in zip(self.sizes, states, after, strict=True):
+            kept.append(new + stays[:, start : start + size] * (old - new))
+            start += size
         return kept[0], kept
 
     def get_config(self):
-        cell = keras.saving.serialize_keras_object(self.cell)
-        return dict(cell=cell, rate=self.rates[0], others=self.rates[-1])
+        return dict(cell=keras.saving.serialize_keras_object(self.cell))

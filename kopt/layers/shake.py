@@ -54,7 +54,7 @@ class ShakeDrop(Noise):
 
     def call(self, inputs, training=False):
         if not training:
-            rate = self._last().rate
+            rate = self._now(training=False).rate
             return inputs * ops.cast(1 - rate + rate * sum(self.alpha) / 2, inputs.dtype)
         b = keras.random.uniform((), seed=self.seed_generator) >= self._now().rate
         forward, backward = (self._factor(b, bounds, inputs) for bounds in (self.alpha, self.beta))

@@ -52,7 +52,8 @@ class VAT(Drawing):
     Labels have no part in the second term. The norms are of each row, all of its tensors together.
 
     Args:
-        epsilon: length of the step, in [0, inf), or a schedule. It is what to tune: the paper has 0.1 to 10.
+        epsilon: length of the step, in [0, inf), or a schedule. It is what to tune: the authors' code has 2.5 to 10
+            for images.
         strength: in [0, inf), or a schedule; the paper's is 1.
         xi: ξ, of finite differences, in (0, inf). The authors' 1e-6 drowns in rounding in float32.
         iterations: of the power method, in [1, inf); the paper's is 1.

@@ -29,6 +29,17 @@ class Drawing(Objective, Noise):
         **kwargs: those of `keras.layers.Layer`.
     """
 
+    def save_own_variables(self, store):
+        """Writes weights and the random state, of which Keras keeps none in files."""
+        super().save_own_variables(store)
+        store["seed"] = keras.ops.convert_to_numpy(self.seed_generator.state)
+
+    def load_own_variables(self, store):
+        """Reads what `save_own_variables` wrote."""
+        self.seed_generator.state.assign(store["seed"])
+        names = set(store.keys()) - {"seed"}
+        super().load_own_variables({name: store[name] for name in names})
+
 
 def floats(owner, x, purpose):
     """Returns rows, if all of them are floats.

@@ -44,7 +44,7 @@ class MixUp(_Mixing):
     weight of its row. Metrics in training are those of mixed rows, whose accuracy is low.
 
     Args:
-        alpha: in (0, inf), or a schedule. The paper has 0.2 to 0.4 on ImageNet, 1 on CIFAR-10.
+        alpha: in (0, inf), or a schedule. The paper has 0.1 to 0.4 on ImageNet, 1 on CIFAR-10.
         seed: an integer, for the same draws in every run; None draws a new one.
         **kwargs: those of `keras.layers.Layer`.
 

@@ -20,7 +20,7 @@ class RDrop(Objective):
     as in the authors' code; in the paper the two losses are added. The model must have dropout.
 
     Args:
-        strength: in [0, inf), or a schedule; the paper has 1 to 5.
+        strength: in [0, inf), or a schedule; the authors' code has 1 for language models, 5 for translation.
         **kwargs: those of `keras.layers.Layer`.
 
     Raises:
@@ -53,7 +53,7 @@ class Flooding(Objective):
     The loss is that of the whole batch, on all replicas together.
 
     Args:
-        level: in [0, inf), or a schedule; the paper tries 0 to 0.1, or 0 to 0.2, for crossentropies.
+        level: in [0, inf), or a schedule; to be found by validation.
         **kwargs: those of `keras.layers.Layer`.
 
     Raises:
@@ -76,8 +76,8 @@ class Flooding(Objective):
         loss = look.loss(outputs)
         level = ops.cast(self._now().level, loss.dtype)
         part = ops.cast(look.rows, loss.dtype) / ops.cast(look.batch, loss.dtype)  # of the level: a replica's
-        uphill = ops.stop_gradient(look.sum(loss)) < level
-        return outputs, ops.where(uphill, -1.0, 1.0) * (loss - part * level) + part * level
+        uphill = ops.cast(ops.stop_gradient(look.sum(loss)) < level, loss.dtype)
+        return outputs, (1 - 2 * uphill) * (loss - part * level) + part * level
 
 
 class GradientPenalty(Objective):
@@ -123,7 +123,7 @@ class JacobianPenalty(Drawing):
     projection.
 
     Args:
-        strength: in [0, inf), or a schedule; the paper has 0.01 and 0.02.
+        strength: in [0, inf), or a schedule; the authors' code has 0.01.
         projections: in [1, inf); the paper's is 1.
         seed: an integer, for the same draws in every run; None draws a new one.
         **kwargs: those of `keras.layers.Layer`.

@@ -23,6 +23,11 @@ class Penalty(keras.regularizers.Regularizer):
     """
 
     def __init__(self, strength):
+        if callable(strength):
+            raise TypeError(
+                f"{type(self).__name__}: strength must be a number in [0, inf), since nobody tells a penalty the step, "
+                f"got {strength!r}. Try setting strength to another number, and compile the model again."
+            )
         self.strength = float(check_range(self, "[0, inf)", strength=strength))
 
     def __init_subclass__(cls, **kwargs):

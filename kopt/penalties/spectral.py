@@ -21,7 +21,7 @@ class Orthogonal(Penalty):
     no kernel has orthonormal columns: there the rows are to be, WWᵀ - I.
 
     In the paper the spectral form (SRIP) is the best of them. The authors' code multiplies the strength by 0.001 after
-    20 to 30 epochs, and further in steps to 0. The paper's double soft form, ‖WᵀW - I‖² + ‖WWᵀ - I‖², is the soft one
+    20 epochs, and further in steps to 0. The paper's double soft form, ‖WᵀW - I‖² + ‖WWᵀ - I‖², is the soft one
     with twice the strength, a constant apart, and so is none of its own here.
 
     The authors' code takes one power iteration from new random numbers at each step, differentiates through it, and

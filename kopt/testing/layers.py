@@ -10,12 +10,13 @@ import numpy as np
 from keras import ops, tree
 
 from kopt._backend import sum_over_replicas
+from kopt._checks import check_choice
 from kopt._keras import give_mask, is_seed, mask_of
 from kopt.testing import backends
 from kopt.testing.runs import expect_error
 
 
-def check_layer(layer, inputs, *, smooth=True, replicas=None):
+def check_layer(layer, inputs, *, smooth=True, replicas=None, added_loss=None):
     """Checks that a layer keeps the contract that Keras's and kopt's do; works for any `keras.layers.Layer`.
 
     What it computes is compared with nothing: whether that is the paper's only a computation of your own can tell. What
@@ -23,7 +24,8 @@ def check_layer(layer, inputs, *, smooth=True, replicas=None):
     shapes, for any batch size, with and without values; that inference is no matter of chance and leaves no trace; that
     eager, graph and XLA agree; that gradients are those of finite differences, for the inputs and each weight, the
     noise held still; float64, bfloat16 and mixed precision; masks; seeds; `fit`; `data_format`, or `axis`; that two
-    replicas give what one device gives (where TensorFlow has two logical devices).
+    replicas give what one device gives (where TensorFlow has two logical devices); that losses which it adds are finite
+    scalars, in 32 bits under mixed precision, of the gradients that they ought to have, and once in a model's loss.
 
     Args:
         layer: an instance, whose arguments are in its config; it is only copied.
@@ -32,6 +34,8 @@ def check_layer(layer, inputs, *, smooth=True, replicas=None):
         smooth: whether it can be differentiated in training and at inference, up to a set of points with no volume.
         replicas: whether in training two replicas must give what one device gives: outputs, gradients and state. None
             for yes, unless it draws random numbers.
+        added_loss: when the layer adds to the loss, by its documentation: `"always"`, `"training"` (at inference it is
+            zero or absent), or `"never"`; None not to ask.
 
     Returns:
         The names of the checks that ran.
@@ -39,12 +43,14 @@ def check_layer(layer, inputs, *, smooth=True, replicas=None):
     Raises:
         AssertionError: a property does not hold; the message says which, and by how much.
         TypeError: `layer` is no `keras.layers.Layer`.
+        ValueError: `added_loss` is another word.
 
     Example:
         >>> kopt.testing.check_layer(kopt.layers.DropPath(0.5), np.ones((8, 3), "float32"))  # doctest: +SKIP
     """
     if not isinstance(layer, keras.layers.Layer):
         raise TypeError(f"check_layer: layer must be an instance of keras.layers.Layer, got {layer!r}.")
+    check_choice("check_layer", (None, "always", "training", "never"), added_loss=added_loss)
     case = Case(layer, inputs)
     checks = [check_config, check_inference, check_shapes, check_saved, check_compiled, check_mask]
     checks += [check_layer_dtypes, check_layer_fit] if case.continuous else []
@@ -56,7 +62,8 @@ def check_layer(layer, inputs, *, smooth=True, replicas=None):
         checks.append(check_layer_replicas)
     for check in checks:
         check(case)
-    return [check.__name__ for check in checks]
+    check_added_loss(case, added_loss)
+    return [*(check.__name__ for check in checks), "check_added_loss"]
 
 
 class Case:
@@ -103,14 +110,18 @@ class Case:
         how = dict(training=training) if layer._call_has_training_arg else {}
         return tree.flatten(layer(self.packed([*map(ops.convert_to_tensor, inputs or self.inputs)]), **how))
 
-    def pure(self, layer=None, training=True):
-        """A function of (trainable values, other values, inputs), lists all; returns outputs and other values."""
+    def pure(self, layer=None, training=True, losses=False):
+        """A function of (trainable values, other values, inputs), lists all; returns outputs and other values.
+
+        Losses that the layer adds are behind the outputs where `losses` says so.
+        """
         layer = self.layer if layer is None else layer
 
         def call(trainable, others, inputs):
             how = dict(training=training) if layer._call_has_training_arg else {}
-            outputs, others = layer.stateless_call(trainable, others, self.packed(inputs), **how)
-            return tree.flatten(outputs), others
+            found = layer.stateless_call(trainable, others, self.packed(inputs), return_losses=True, **how)
+            outputs, others, added = found
+            return [*tree.flatten(outputs), *(added if losses else ())], others
 
         return call
 
@@ -165,7 +176,7 @@ def check_inference(case):
 def check_compiled(case):
     """Eager, graph and XLA agree; in training with noise XLA may draw other numbers."""
     for training in (False, True):
-        call, arguments = case.pure(training=training), case.state()
+        call, arguments = case.pure(training=training, losses=True), case.state()
         outputs, state = call(*arguments)
         for xla in backends.graphs():
             function = backends.compiled(call, xla)
@@ -182,7 +193,7 @@ def check_slopes(case):
     """Gradients are those of finite differences in float64, the noise held still."""
     layer = case.copy(dtype="float64")
     for training in (False, True):
-        call, (trainable, others, inputs) = case.pure(layer, training), case.state(layer, dtype="float64")
+        call, (trainable, others, inputs) = case.pure(layer, training, losses=True), case.state(layer, dtype="float64")
         rng = np.random.default_rng(1)
         weights = [ops.convert_to_tensor(rng.standard_normal(x.shape)) for x in call(trainable, others, inputs)[0]]
         at = [*trainable, *inputs]
@@ -218,6 +229,35 @@ def check_layer_dtypes(case):
         layer.set_weights(case.layer.get_weights())  # which training changed
         size = 1 + max(np.abs(_array(x)).max() for x in exact)
         _agree(exact, case.outputs(layer, training=False), close * size, f"{policy} departs from float32")
+
+
+def check_added_loss(case, when=None):
+    """Losses that a layer adds are finite scalars in 32 bits, there when they are to be, and counted once."""
+    found = {}
+    for policy in ("float32", "mixed_bfloat16") if case.continuous else ("float32",):
+        layer = case.copy(dtype=policy)
+        for training in (True, True, False):
+            case.outputs(layer, training)
+            found[training] = losses = [ops.convert_to_tensor(loss) for loss in layer.losses]
+            types = {keras.backend.standardize_dtype(loss.dtype) for loss in losses}
+            assert types <= {"float32", "float64"}, f"{policy} adds a loss of {', '.join(sorted(types))}"
+            assert all(loss.shape == () for loss in losses), f"adds a loss of shape {[tuple(x.shape) for x in losses]}"
+            assert all(np.isfinite(_array(loss)) for loss in losses), f"{policy} adds a loss that is not finite"
+    in_training, at_inference = (any(_array(loss) for loss in found[training]) for training in (True, False))
+    if when is not None:
+        now = "always" if in_training and at_inference else "training" if in_training else "inference"
+        now = now if in_training or at_inference else "never"
+        assert now == when, f"adds to the loss: {now}, not {when}"
+    if not (in_training or at_inference):
+        return
+    layer = case.copy()
+    model = _model(case, layer)
+    x = case.packed([*map(ops.convert_to_tensor, case.inputs)])
+    y = _array(model(x)).astype("float32")
+    expected = sum(float(_array(loss)) for loss in layer.losses)
+    model.compile("sgd", "mse", jit_compile=False)  # whose own loss is zero at these targets
+    total = model.evaluate(case.packed(case.inputs), y, batch_size=len(y), verbose=0)
+    assert abs(total - expected) <= 1e-5 * (1 + abs(expected)), f"adds {expected:.6g}, a model's loss has {total:.6g}"
 
 
 def check_mask(case):

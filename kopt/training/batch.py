@@ -10,6 +10,7 @@ from kopt._backend import dense
 from kopt._keras import give_mask, is_seed, mask_of
 from kopt.distribute.seeds import as_before, reseeded
 from kopt.distribute.shares import current, keep_of_all
+from kopt.training.look import others_of
 
 
 def as_they_are(outputs):
@@ -48,7 +49,7 @@ class Batch:
         self.outputs: Any = None
         self.added = False
         self._share = current()
-        others = (*model.non_trainable_variables, *model.metrics_variables)
+        others = (*others_of(model), *model.metrics_variables)
         self._others = [(variable, self._own(variable, dense(variable))) for variable in others]
         self._looks = 0
 
@@ -141,7 +142,7 @@ class Batch:
     def _changes(self, scope):
         """The variables that a look has changed besides the weights, each with what it will hold."""
         before = {id(variable): value for variable, value in self._others}
-        for variable in (*self.model.non_trainable_variables, *self.model.metrics_variables):
+        for variable in (*others_of(self.model), *self.model.metrics_variables):
             value = scope.get_current_value(variable)
             if value is not None and value is not before.get(id(variable)):
                 yield variable, value

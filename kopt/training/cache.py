@@ -127,6 +127,18 @@ def structure_of_loss(loss):
     return loss
 
 
+def structure_of_objective(objective, model):
+    """What of an objective, as Keras serializes it, goes into a compiled program of a model: all but its seed.
+
+    Of layers that it names, it matters which they are.
+    """
+    if objective is None:
+        return None
+    named = {name for x in objective["config"].values() if isinstance(x, list) for name in x if isinstance(name, str)}
+    places = tuple(number for number, layer in enumerate(model._flatten_layers()) if layer.name in named)
+    return frozen(objective), places
+
+
 def _specs(variables):
     return tuple((tuple(v.shape), str(v.dtype), v.trainable) for v in variables)
 

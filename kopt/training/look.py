@@ -9,7 +9,7 @@ from keras import tree
 from kopt._backend import sum_over_replicas
 from kopt._keras import is_seed
 from kopt.distribute.shares import current
-from kopt.training.losses import logits_of
+from kopt.training.losses import Heads, logits_of, values
 from kopt.training.sampling import distribution_of, losses_of
 
 
@@ -50,7 +50,7 @@ class Look:
         if not self._seen:
             self._seen = True
             return self._call(x)
-        mapping = [(v, v.value) for v in (*self.model.trainable_variables, *self.model.non_trainable_variables)]
+        mapping = [(v, v.value) for v in (*self.model.trainable_variables, *others_of(self.model))]
         with keras.StatelessScope(mapping, collect_losses=True) as scope:
             outputs = self._call(x)
         for variable, _ in mapping:
@@ -124,6 +124,61 @@ class Look:
     def sum(self, value):
         """Returns a scalar summed over all replicas."""
         return sum_over_replicas([value])[0]
+
+
+class WeightedLook(Look):
+    """The same for a loss that is the mean by the weights of rows, as an estimator's is.
+
+    Args:
+        model: a `keras.Model` with one output.
+        x: rows, a tensor.
+        y: targets, a tensor.
+        w: a weight for each row.
+        loss: as `kopt.training.losses.resolve` returns it.
+        weight: the sum of weights, on all replicas together.
+        owner: who asks, for errors.
+    """
+
+    def __init__(self, model, x, y, w, loss, weight, owner):
+        super().__init__(model, x, y, w, owner)
+        self._loss, self._weight = loss, weight
+
+    def loss(self, outputs, y=None, sample_weight=None):
+        """Returns the loss of outputs: see `Look.loss`."""
+        if y is None:
+            y, sample_weight = self.y, self.sample_weight
+        dtype = self.sample_weight.dtype
+        part = 1.0 if (share := current()) is None else tf.cast(share.part, dtype)
+        each = tf.cast(values(self._loss, y, outputs), dtype)
+        penalties = [tf.cast(p, dtype) * part for p in self.model.losses]
+        return tf.add_n([tf.reduce_sum(sample_weight * each) / self._weight, *penalties])
+
+    def mean(self, each):
+        """Returns the mean over rows, weighted as the loss is, of a vector."""
+        (vector,) = tree.flatten(each)
+        return tf.reduce_sum(self.sample_weight * tf.cast(vector, self.sample_weight.dtype)) / self._weight
+
+    def kinds(self, outputs):
+        """Returns how the labels are distributed: see `Look.kinds`."""
+        if isinstance(self._loss, Heads):
+            raise ValueError(
+                f"{self.owner}: to compare predictions, there must be one target with classes, got "
+                f"{len(self._loss.units)} targets. Try an objective that compares none, such as kopt.objectives.MixUp."
+            )
+        return [distribution_of(self._loss, outputs, f"{self.owner}: to compare predictions", hint="")]
+
+
+def variables_of_objective(model):
+    """What the objective of a model keeps, its random state and weights of its own; none where there is none."""
+    objective = getattr(model, "objective", None)
+    return [] if objective is None else objective.variables
+
+
+def others_of(model):
+    """The variables of a model that training changes besides the weights, its objective's included."""
+    own = model.non_trainable_variables
+    known = set(map(id, own))  # which a `kopt.Model` counts among them itself
+    return [*own, *(variable for variable in variables_of_objective(model) if id(variable) not in known)]
 
 
 def wide(z):

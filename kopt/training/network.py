@@ -23,6 +23,7 @@ from kopt.optimizers import Optimizer
 from kopt.training import cache, meeting
 from kopt.training.files import read_as, write_arrays
 from kopt.training.followers import All, Course
+from kopt.training.look import variables_of_objective
 from kopt.training.program import predictions, program, weights
 from kopt.training.several import Joined, apart
 from kopt.training.together import Fit
@@ -44,6 +45,7 @@ class Blueprint:
         owner: who asks, for errors.
         device: as the user gave it.
         policy: name of the dtype policy of layers that do not say otherwise; None for `dtype`.
+        objective: what steps minimize in the place of the loss, as Keras serializes it, or None.
     """
 
     build: Callable[[], Any]
@@ -53,6 +55,7 @@ class Blueprint:
     owner: str
     device: str | None = None
     policy: str | None = None
+    objective: dict | None = None
 
     @property
     def placed(self):
@@ -86,14 +89,17 @@ class Blueprint:
             raise TypeError(f"{self.owner}: model must return a keras.Model, got {model!r}.")
         if getattr(model, "objective", None) is not None:
             raise ValueError(
-                f"{self.owner}: model must have no objective, which kopt.Model.fit minimizes and an estimator does "
-                f"not, got {type(model.objective).__name__}."
+                f"{self.owner}: model must have no objective of its own, got {type(model.objective).__name__}. Give it "
+                "to the estimator as objective."
             )
         outputs = getattr(model, "outputs", None) or tree.flatten(model(np.zeros((1, *self.shape), self.dtype)))
         if any(len(getattr(output, "shape", ())) != 2 for output in outputs):
             raise ValueError(f"{self.owner}: model must have outputs of shape (rows, units), got {outputs}.")
         units = tuple(output.shape[1] for output in outputs)
-        return model if len(units) == 1 else Joined(model), units
+        model = model if len(units) == 1 else Joined(model)
+        if self.objective is not None:  # untracked, as in `kopt.Model`
+            model.__dict__["objective"] = keras.saving.deserialize_keras_object(self.objective)
+        return model, units
 
 
 class Network:
@@ -117,23 +123,36 @@ class Network:
         self.history = {}
         self._rng = np.random.default_rng(seed)
         self._key, self._found, self._model, self._tensors = self._key_of(draft), None, None, None
-        self._n_weights = len(initial)
+        self._n_weights, self._n_own = len(initial), len(initial) - len(variables_of_objective(draft))
         self._state = [*initial, *self.program().unused_optimizer(cache.inputs_of_optimizer(*optimizer))]
 
     @property
     def weights(self):
-        """The weights as arrays, in the order of a model's trainable, then other variables."""
+        """The weights as arrays, in the order of a model's trainable, then other variables, then the objective's."""
         return self._state[: self._n_weights]
+
+    @property
+    def own_weights(self):
+        """The same without the objective's."""
+        return self._state[: self._n_own]
 
     def start_from(self, weights):
         """Takes weights of another network of this structure."""
-        shapes, given = ([a.shape for a in arrays] for arrays in (self.weights, weights))
+        shapes, given = ([a.shape for a in arrays] for arrays in (self.own_weights, weights))
         if shapes != given:
             raise ValueError(
                 f"{self.blueprint.owner}: warm_start must go on with the network it has, whose weights have shapes "
                 f"{given}, got a model with {shapes}. Set warm_start=False."
             )
-        self._state[: self._n_weights] = weights
+        self._state[: self._n_own] = weights
+
+    def check_objective(self, objective):
+        """Raises ValueError unless this is the objective that the network is trained with."""
+        if objective != self.blueprint.objective:
+            raise ValueError(
+                f"{self.blueprint.owner}: partial_fit must go on with the objective it has, "
+                f"{_told(self.blueprint.objective)}, got {_told(objective)}. Fit anew."
+            )
 
     def keep(self, path):
         """Writes where training stands to a file, for `go_on`."""
@@ -277,8 +296,8 @@ class Network:
     def model(self):
         """Returns a `keras.Model` with these weights, for one device, as the user has made it."""
         if self._model is None:
-            model = dataclasses.replace(self.blueprint, strategy=None, device=None).model()
-            for variable, array in zip(weights(model), self.weights, strict=True):
+            model = dataclasses.replace(self.blueprint, strategy=None, device=None, objective=None).model()
+            for variable, array in zip(weights(model), self.own_weights, strict=True):
                 variable.assign(array)
             self._model = apart(model)
         return self._model
@@ -304,7 +323,8 @@ class Network:
         treatments = ()  # by the weights' names, which structures leave out
         if issubclass(kind, Optimizer):
             treatments = tuple(kind.from_config(dict(config)).treatments(draft.trainable_variables))
-        return *structures, treatments, self.blueprint.placed, self.blueprint.policy, *self._rows()
+        objective = cache.structure_of_objective(self.blueprint.objective, draft)
+        return *structures, treatments, objective, self.blueprint.placed, self.blueprint.policy, *self._rows()
 
     def _compile(self):
         kind, config = self.optimizer
@@ -342,6 +362,13 @@ def _epoch(train, order, w, batch_size, follower):
         if follower.end_batch(number, {"loss": total / weight}):
             return total / weight, True
     return total / weight, False
+
+
+def _told(objective):
+    """An objective in words."""
+    if objective is None:
+        return "None"
+    return f"{objective['class_name']}({', '.join(f'{name}={x!r}' for name, x in objective['config'].items())})"
 
 
 @contextlib.contextmanager

@@ -15,14 +15,14 @@ from kopt._keras import is_seed
 from kopt.distribute import strategy as distributed
 from kopt.distribute.alone import applying
 from kopt.distribute.checks import loops
-from kopt.distribute.shares import current
 from kopt.noise import noise_in
 from kopt.training import losses, xla
-from kopt.training.batch import Batch
+from kopt.training.batch import Batch, as_they_are
 from kopt.training.cache import Cache
 from kopt.training.epochs import CANNOT_COMPILE, over_batches
 from kopt.training.everywhere import step_everywhere
-from kopt.training.oracle import step
+from kopt.training.look import WeightedLook, others_of
+from kopt.training.oracle import refuse, step
 from kopt.training.several import within
 from kopt.training.whole import minimizers, whole_batch
 
@@ -253,13 +253,16 @@ class Program:
 
         The parts of all replicas add up to the batch's loss, and so their gradients to its gradient.
         """
-        part = 1.0 if (share := current()) is None else tf.cast(share.part, w.dtype)
+        objective: Any = getattr(self.model, "objective", None)
 
         def compute(through):
-            outputs = self.model(X, training=True)
-            each = tf.cast(losses.values(self.loss, y, through(outputs)), w.dtype)
-            penalties = [tf.cast(p, w.dtype) * part for p in self.model.losses]
-            return outputs, tf.add_n([tf.reduce_sum(w * each) / weight, *penalties])
+            look = WeightedLook(self.model, X, y, w, self.loss, weight, type(objective).__name__)
+            if objective is None:
+                outputs = look.outputs()
+                return outputs, look.loss(through(outputs))
+            if through is not as_they_are:
+                refuse(objective)
+            return objective.total(look)
 
         wrapped = self.outer is not self.optimizer
         factor = self.outer.scale_loss(1.0) if wrapped else self.optimizer.loss_scale_factor
@@ -309,8 +312,8 @@ class SharedProgram(Program):
 
 
 def weights(model):
-    """All of a model's variables, the trainable ones first."""
-    return [*model.trainable_variables, *model.non_trainable_variables]
+    """All of a model's variables, the trainable ones first, the objective's last."""
+    return [*model.trainable_variables, *others_of(model)]
 
 
 def in_blocks(X):

@@ -4,9 +4,10 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from keras.optimizers.schedules import PiecewiseConstantDecay
 
 from kopt._keras import give_mask
-from kopt.layers import ConfidencePenalty, DeCov
+from kopt.layers import ConfidencePenalty, DeCov, L0Gate
 from kopt.testing import check_layer
 from kopt.testing.backends import gradients, has_float64
 
@@ -78,7 +79,8 @@ def copy(layer, **changes):
 
 @pytest.mark.parametrize("layer", CASES.values(), ids=CASES)
 def test_it_keeps_the_contract(layer):
-    assert check_layer(layer, fitting(layer, X).astype("float32"), replicas=True)
+    ran = check_layer(layer, fitting(layer, X).astype("float32"), replicas=True, added_loss="always")
+    assert "check_added_loss" in ran
 
 
 @pytest.mark.parametrize("layer", CASES.values(), ids=CASES)
@@ -142,3 +144,19 @@ def test_the_model_counts_it(jit_compile):
 def test_wrong_arguments_are_refused(make, error, message):
     with pytest.raises(error, match=f"^{message}"):
         make()
+
+
+@pytest.mark.parametrize("make", [DeCov, ConfidencePenalty, L0Gate], ids=lambda kind: kind.__name__)
+def test_a_strength_may_be_a_schedule_that_counts_calls_in_training(make):
+    schedule = PiecewiseConstantDecay([0, 1], [1.0, 2.0, 3.0])
+    layer, fixed = make(schedule), make(1.0)
+    x = softmax(X)
+    found = []
+    for training in (True, True, False, True):
+        layer(x, training=training)
+        found.append(float(layer.losses[0]))
+    fixed(x)
+    np.testing.assert_allclose(found, np.multiply([1, 2, 3, 3], float(fixed.losses[0])), rtol=1e-5)
+    assert int(layer.steps.value) == 3
+    copy = make.from_config(layer.get_config())
+    assert float(copy.strength(1)) == 2

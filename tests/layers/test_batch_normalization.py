@@ -9,7 +9,7 @@ from keras import ops
 
 import kopt
 from kopt.layers import BatchRenormalization, GhostBatchNormalization, SyncBatchNormalization
-from kopt.layers.batch_normalization import ghosts_of
+from kopt.layers.batch_normalization import Ghosts
 from kopt.testing import backends, check_layer
 
 RNG = np.random.default_rng(0)
@@ -194,11 +194,17 @@ def ghosts(rows, size):
 
 @pytest.mark.parametrize(("rows", "size"), [(9, 3), (9, 2), (9, 4), (8, 5), (2, 5), (1, 1), (7, 1), (11, 3)])
 def test_ghosts_are_runs_of_rows(rows, size):
-    of_row, number = ghosts_of(rows, size)
-    expected = ghosts(rows, size)
-    assert number == len(expected)
-    np.testing.assert_array_equal(given(of_row), np.repeat(np.arange(number), [len(g) for g in expected]))
-    assert rows < size or min(map(len, expected)) >= size
+    expected = [len(part) for part in ghosts(rows, size)]
+    of_row = np.repeat(np.arange(len(expected)), expected)
+    x = RNG.normal(size=(rows, 2))
+    sums = np.stack([x[of_row == ghost].sum(0) for ghost in range(len(expected))])
+    for number in (rows, ops.convert_to_tensor(rows)):
+        found = Ghosts(number, size)
+        assert int(found.number) == len(expected)
+        np.testing.assert_array_equal(given(found.of_row()), of_row)
+        close(given(found.sums(ops.convert_to_tensor(x))), sums)
+        close(given(found.to_rows(ops.convert_to_tensor(sums))), sums[of_row])
+    assert rows < size or min(expected) >= size
 
 
 @pytest.mark.parametrize("mask", [None, MASK], ids=["whole", "masked"])
@@ -216,13 +222,23 @@ def test_ghosts_in_training(size, mask):
     close(given(layer.moving_variance), 0.9 * VARIANCE + 0.1 * np.average(variances, 0, weights))
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
-def test_ghosts_of_a_batch_of_any_size_in_fit(jit_compile):
+@pytest.mark.parametrize("batch_size", [7, 6], ids=["unequal", "equal"])
+def test_ghosts_of_a_batch_of_any_size_in_fit(batch_size):
+    """Programs for any number of rows take the steps that are taken where the number is known."""
     layer = GhostBatchNormalization(3, momentum=0)
-    model = keras.Sequential([keras.Input((4,)), layer, keras.layers.Dense(1)])
-    model.compile("sgd", "mse", jit_compile=jit_compile)
-    model.fit(ROWS, ROWS[:, :1], batch_size=7, shuffle=False, verbose=0)
-    close(given(layer.moving_mean), ROWS[7:].mean(0, dtype="float64"))
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), layer, keras.layers.Dense(1)])
+    start, ends = model.get_weights(), []
+    for how in (dict(run_eagerly=True), dict(jit_compile=False), dict(jit_compile=True)):
+        if backends.BACKEND == "jax" and "run_eagerly" in how:
+            continue
+        model.set_weights(start)
+        model.compile(keras.optimizers.SGD(0.1), "mse", **how)
+        model.fit(ROWS, ROWS[:, :1], batch_size=batch_size, epochs=2, shuffle=False, verbose=0)
+        ends.append(model.get_weights())
+    assert np.abs(ends[0][0] - start[0]).max() > 0.01
+    for end in ends[1:]:
+        for found, expected in zip(end, ends[0], strict=True):
+            close(found, expected)
 
 
 @pytest.mark.parametrize("name", KINDS)

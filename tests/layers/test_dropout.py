@@ -161,7 +161,7 @@ def test_it_trains_in_a_residual_network(jit_compile):
         (lambda: linear_depth(0.1, 0), ValueError, "linear_depth: depth must be an integer in [1, inf), got 0."),
         (lambda: FeatureDropout(0.1, 0), ValueError, "FeatureDropout: axis must not be that of the examples, got 0."),
         (lambda: TokenDropout(0.1, -1), ValueError, "TokenDropout: token must be an integer in [0, inf), got -1."),
-        (lambda: PatchDropout(Linear(0.1, 9)), TypeError, "PatchDropout: rate must be a number in [0, 1), got Linear("),
+        (lambda: PatchDropout(Linear(0.1, 9)), TypeError, "PatchDropout: rate must be a number in [0, 1), since it"),
         (
             lambda: PatchDropout(0.1)(keras.Input((None, 3))),
             ValueError,

@@ -6,7 +6,8 @@ import pytest
 from keras import ops
 
 from kopt.layers import L0Gate
-from kopt.testing import check_layer
+from kopt.layers.gates import hard
+from kopt.testing import backends, check_layer
 
 X = np.random.default_rng(0).standard_normal((8, 3, 4)).astype("float32")
 
@@ -30,13 +31,13 @@ def with_gates(values, **how):
     ("layer", "shape"),
     [
         (L0Gate(0.1), (8, 5)),
-        (L0Gate(0.1, 0.2, axis=1, seed=1), (8, 3, 4)),
-        (L0Gate(0.1, mode="batch"), (8, 2, 2, 3)),
+        (L0Gate(0.1, 0.2, axis=1, seed=1, mode="sample"), (8, 3, 4)),
+        (L0Gate(0.1), (8, 2, 2, 3)),
     ],
     ids=["features", "steps", "channels"],
 )
 def test_it_keeps_the_contract(layer, shape):
-    assert check_layer(layer, np.random.default_rng(0).standard_normal(shape).astype("float32"))
+    assert check_layer(layer, np.random.default_rng(0).standard_normal(shape).astype("float32"), added_loss="always")
 
 
 def test_gates_at_inference_are_the_papers_and_exactly_zero_or_one_at_the_ends():
@@ -51,7 +52,7 @@ def test_gates_at_inference_are_the_papers_and_exactly_zero_or_one_at_the_ends()
 
 def test_gates_in_training_have_the_hard_concrete_distribution():
     log_alpha, number = np.array([-1.0, 0.3, 2.0]), 20000
-    z = array(with_gates(log_alpha, seed=1)(np.ones((number, 3), "float32"), training=True))
+    z = array(with_gates(log_alpha, seed=1, mode="sample")(np.ones((number, 3), "float32"), training=True))
     for x in (0.0, 0.25, 0.7):  # P(z <= x)
         s = (x + 0.1) / 1.2
         expected = sigmoid((np.log(s) - np.log(1 - s)) * 2 / 3 - log_alpha)
@@ -111,3 +112,14 @@ def test_wrong_arguments_are_refused(how, error, message):
 def test_an_axis_that_there_is_not_is_refused(axis):
     with pytest.raises(ValueError, match=rf"^L0Gate: axis must be an axis of the inputs .*, got {axis} for"):
         L0Gate(0.1, axis=axis)(np.ones((2, 3), "float32"))
+
+
+def test_the_ends_of_the_draws_are_open_and_closed_gates_without_a_slope(monkeypatch):
+    layer = with_gates(np.zeros(3))
+    monkeypatch.setattr(keras.random, "uniform", lambda *_, **__: ops.convert_to_tensor([[0.0, 0.5, 1 - 2**-23]]))
+
+    def value(tensors):
+        return ops.sum(hard(layer._drawn(tensors[0], X[0])))
+
+    (slope,) = backends.gradients(value, [ops.zeros(3)])
+    np.testing.assert_allclose(array(slope), [0, 0.25 * 1.5 * 1.2, 0], rtol=1e-5)

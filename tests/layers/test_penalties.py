@@ -194,6 +194,11 @@ def test_config_is_json_and_makes_an_equal(case):
         ),
         (lambda: Orthogonal(1, steps=0), ValueError, "Orthogonal: steps must be an integer in [1, inf), got 0."),
         (lambda: SpectralNorm(1, steps=1.5), TypeError, "SpectralNorm: steps must be an integer in [1, inf), got 1.5."),
+        (
+            lambda: Orthogonal(kopt.schedules.Linear(1, 9, 0)),
+            TypeError,
+            "Orthogonal: strength must be a number in [0, inf), since nobody tells a penalty the step, got Linear(",
+        ),
         (lambda: WeightDecay(None), TypeError, "WeightDecay: strength must be a number in [0, inf), got None."),
         (lambda: Orthogonal(1)(VECTOR), ValueError, "Orthogonal: a weight must have two axes or more, as a kernel has"),
         (
@@ -211,3 +216,16 @@ def test_config_is_json_and_makes_an_equal(case):
 def test_wrong_arguments_are_refused(make, error, message):
     with pytest.raises(error, match="^" + re.escape(message)):
         make()
+
+
+def test_another_strength_counts_once_the_model_is_compiled_again():
+    penalty = Lasso(0.0)
+    model = kopt.Model(inputs := keras.Input((2,)), keras.layers.Dense(1, kernel_regularizer=penalty)(inputs))
+    x, kernel = np.ones((4, 2), "float32"), np.float32([[1], [-2]])
+    model.set_weights([kernel, np.ones(1)])
+    losses = []
+    for strength in (0.0, 0.5):
+        penalty.strength = strength
+        model.compile("sgd", "mse")
+        losses.append(model.evaluate(x, np.zeros((4, 1), "float32"), verbose=0))
+    np.testing.assert_allclose(losses, [0, 1.5], atol=1e-6)
