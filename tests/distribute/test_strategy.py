@@ -48,7 +48,7 @@ def test_resolve_refuses(strategy):
 
 
 def test_tpus_are_refused_with_what_there_is_today():
-    with pytest.raises(ValueError, match="got 'tpu'. kopt does not train on TPUs yet.* tensorflow-tpu 2.20.0"):
+    with pytest.raises(ValueError, match=r"got 'tpu'\. kopt does not train on TPUs yet.* tensorflow-tpu 2\.20\.0"):
         KerasRegressor(strategy="tpu").fit(*data(8)[:2])
 
 
