@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 import keras
+import numpy as np
 from keras import ops
 
 from kopt.layers.base import Rates, Scheduled
@@ -51,7 +52,7 @@ class Zoneout(keras.layers.RNN, Rates):
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
         """Goes through the steps; how far each unit keeps its state goes with the features of each step."""
-        now, sizes, dtype = self._now(training), self.cell.sizes, self.variable_dtype
+        now, sizes, dtype = self._now(training), np.array(self.cell.sizes), self.variable_dtype
         rates = [ops.cast(rate, dtype) for rate in (now.rate, *(now.cell_rate for _ in sizes[1:]))]
         chances = ops.repeat(ops.stack(rates), sizes)
         shape = (*ops.shape(sequences)[:2], sum(sizes))

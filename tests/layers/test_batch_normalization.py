@@ -198,7 +198,7 @@ def test_ghosts_are_runs_of_rows(rows, size):
     of_row = np.repeat(np.arange(len(expected)), expected)
     x = RNG.normal(size=(rows, 2))
     sums = np.stack([x[of_row == ghost].sum(0) for ghost in range(len(expected))])
-    for number in (rows, ops.convert_to_tensor(rows)):
+    for number in (rows,) if backends.BACKEND == "jax" else (rows, ops.convert_to_tensor(rows)):  # JAX's are known
         found = Ghosts(number, size)
         assert int(found.number) == len(expected)
         np.testing.assert_array_equal(given(found.of_row()), of_row)

@@ -220,7 +220,7 @@ def test_wrong_arguments_are_refused(make, error, message):
 
 def test_another_strength_counts_once_the_model_is_compiled_again():
     penalty = Lasso(0.0)
-    model = kopt.Model(inputs := keras.Input((2,)), keras.layers.Dense(1, kernel_regularizer=penalty)(inputs))
+    model = keras.Model(inputs := keras.Input((2,)), keras.layers.Dense(1, kernel_regularizer=penalty)(inputs))
     x, kernel = np.ones((4, 2), "float32"), np.float32([[1], [-2]])
     model.set_weights([kernel, np.ones(1)])
     losses = []
