@@ -1,4 +1,4 @@
-"""Two logical CPU devices, so that distribution can be tested anywhere, and a quiet TensorFlow."""
+"""Four logical CPU devices, so that distribution can be tested anywhere, and a quiet TensorFlow."""
 
 import os
 
@@ -9,4 +9,4 @@ if os.environ["KERAS_BACKEND"] == "tensorflow":
     import tensorflow as tf
 
     (cpu,) = tf.config.list_physical_devices("CPU")
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 4)

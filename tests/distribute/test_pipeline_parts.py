@@ -160,14 +160,14 @@ def test_devices_have_many_names():
 
 @pytest.mark.parametrize("name", ["CPU:9", "foo", "", "/job:stage/task:0/device:CPU:0", 3])
 def test_unknown_devices_are_refused(name):
-    with pytest.raises(ValueError, match="Test: devices must be among /device:CPU:0, /device:CPU:1, got"):
+    with pytest.raises(ValueError, match="Test: devices must be among /device:CPU:0, /device:CPU:1, /device:CPU:2, /device:CPU:3, got"):
         placement.devices_of([name], 1, "Test")
 
 
-@pytest.mark.parametrize("devices", [None, ["CPU:0", "CPU:1"]])
-def test_too_few_devices_are_refused(devices):
-    with pytest.raises(ValueError, match="devices must be 3, one for each stage of each pipeline, got 2"):
-        placement.devices_of(devices, 3, "Test")
+@pytest.mark.parametrize(("devices", "got"), [(None, 4), (["CPU:0", "CPU:1"], 2)])
+def test_too_few_devices_are_refused(devices, got):
+    with pytest.raises(ValueError, match=f"devices must be 5, one for each stage of each pipeline, got {got}"):
+        placement.devices_of(devices, 5, "Test")
 
 
 def test_variables_move_once_and_keep_what_they_hold():

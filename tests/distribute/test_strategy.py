@@ -18,7 +18,7 @@ def data(n_rows, n_features=5):
 def test_resolve_knows_its_choices(monkeypatch):
     monkeypatch.setattr(distributed, "_kept", {})  # as in a process that has used none yet
     mirrored = distributed.resolve("mirrored")
-    assert distributed.replicas(mirrored) == 2
+    assert distributed.replicas(mirrored) == 4
     assert distributed.resolve("auto") is mirrored
     assert distributed.resolve(None) is None
     assert distributed.resolve(tf.distribute.get_strategy()) is None
@@ -28,17 +28,17 @@ def test_resolve_knows_its_choices(monkeypatch):
 
 
 def test_like_strategies_are_one():
-    like = distributed._of_devices(tf.distribute.MirroredStrategy, ["CPU:0", "CPU:1"])
+    like = distributed._of_devices(tf.distribute.MirroredStrategy, [f"CPU:{i}" for i in range(4)])
     assert distributed.resolve(like) is distributed.resolve("mirrored")
 
 
 def test_auto_says_what_it_picks(monkeypatch, caplog):
     with caplog.at_level("INFO", "kopt"):
-        assert distributed.replicas(distributed.resolve("auto", "Net")) == 2
+        assert distributed.replicas(distributed.resolve("auto", "Net")) == 4
         listed = tf.config.list_logical_devices
         monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: listed(kind)[:1])
         assert distributed.resolve("auto", "Net") is None
-    assert caplog.messages == [f"Net: strategy='auto' trains on CPU:0{more}." for more in (", CPU:1", "")]
+    assert caplog.messages == [f"Net: strategy='auto' trains on CPU:0{more}." for more in (", CPU:1, CPU:2, CPU:3", "")]
 
 
 @pytest.mark.parametrize("strategy", ["mirored", 3, tf.distribute.MultiWorkerMirroredStrategy])
