@@ -41,6 +41,7 @@ def _make_model_known(optimizers):
 
 
 @wrapt.when_imported("kopt.training.model")
-def _make_pipelines_known(model):
-    """The same for `kopt.PipelineModel`, which needs that one."""
-    import kopt.training.pipelined  # noqa: F401
+def _make_divided_known(model):
+    """The same for `kopt.PipelineModel` and `kopt.ShardedModel`, which need that one."""
+    import kopt.training.pipelined
+    import kopt.training.sharded  # noqa: F401

@@ -119,5 +119,6 @@ from .training.minimize import minimize as minimize
 from .training.model import Model as Model
 from .training.pipelined import PipelineModel as PipelineModel
 from .training.population import fit_population as fit_population
+from .training.sharded import ShardedModel as ShardedModel
 
 __version__: str

@@ -5,6 +5,7 @@ import math
 import types
 
 import keras
+from keras import tree
 
 from kopt._keras import in_stateless_scope
 
@@ -61,6 +62,11 @@ def places_of(variables):
         return [None] * len(variables)
     found = [getattr(getattr(variable, "value", variable), "device", None) for variable in variables]
     return found if len(set(found)) > 1 else [None] * len(found)
+
+
+def on_mesh(variable):
+    """Whether a variable lies in parts over a mesh of TensorFlow's DTensor."""
+    return getattr(getattr(variable, "value", variable), "layout", None) is not None
 
 
 def on_device(name):
@@ -186,7 +192,7 @@ def fused(function, state, variables):
         variables: the variables that hold the state, in the same dicts and tuples, or None in the place of some. The
             kernel reads and assigns them itself, without a copy; the state that is returned has None in their place.
     """
-    if not on_tensorflow() or under_strategy() or in_stateless_scope():
+    if not on_tensorflow() or under_strategy() or in_stateless_scope() or any(map(on_mesh, tree.flatten(variables))):
         return function(state)
     import tensorflow as tf
 

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kopt._backend import on_device, outside_the_trace, places_of
+from kopt._backend import on_device, on_mesh, outside_the_trace, places_of
 from kopt.optimizers.hyperparameters import Hyperparameters
 from kopt.optimizers.packs import LARGE, Factors, Pack, Slot, Treatment
 from kopt.optimizers.rule import Rule
@@ -93,7 +93,8 @@ class State(Rule, Hyperparameters, keras.optimizers.Optimizer):
 
     def treatments(self, variables):
         """How each of these variables is updated; None for what Keras overwrites with its gradient."""
-        rules, apart = self.routes(), keras.distribution.distribution() is not None  # may lie over several devices
+        rules = self.routes()
+        apart = keras.distribution.distribution() is not None or any(map(on_mesh, variables))  # over several devices
         found, sizes = [], collections.Counter()
         for number, (variable, place) in enumerate(zip(variables, places_of(variables), strict=True)):
             path, shape = getattr(variable, "path", variable.name), tuple(variable.shape)

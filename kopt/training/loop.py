@@ -80,10 +80,11 @@ def in_one_program(model, task):
     Raises:
         ValueError: several processes are to take them, over which Keras's own loop fails.
     """
-    own = getattr(type(model), f"make_{task}_function") is not getattr(keras.Model, f"make_{task}_function")
+    libraries = "keras.", "kopt."
+    own = not getattr(type(model), f"make_{task}_function").__module__.startswith(libraries)
     function = getattr(model, f"{task}_function")
     given = getattr(function, "python_function", function)  # Keras puts its own there too
-    own = own or (given is not None and not given.__module__.startswith("keras."))
+    own = own or (given is not None and not given.__module__.startswith(libraries))
     if several(model.distribute_strategy) and (own or model.run_eagerly):
         got = "run_eagerly=True" if model.run_eagerly else f"a make_{task}_function of its own"
         raise ValueError(f"kopt.Model: steps of several workers must be compiled by kopt, got {got}.")

@@ -58,13 +58,15 @@ class Model(keras.Model):
         else:
             super().__init__(*args, **kwargs)
 
+    _engine_class, _batch_class = loop.Engine, Batch
+
     progress: Any = None
     """Where the last `fit` stands: a `kopt.training.progress.Progress`."""
 
     @property
     def _engine(self):
         """The compiled programs."""
-        return self.__dict__.setdefault("_compiled_engine", loop.Engine())
+        return self.__dict__.setdefault("_compiled_engine", self._engine_class())
 
     @property
     def non_trainable_variables(self):
@@ -100,7 +102,7 @@ class Model(keras.Model):
         how |= dict(jit_compile=jit_compile, auto_scale_loss=auto_scale_loss)
         with self.distribute_strategy.scope():
             super().compile(optimizer, loss, loss_weights, metrics, **how)
-        self.__dict__["_compiled_engine"] = loop.Engine("auto" if jit_compile == "auto" else self.jit_compile)
+        self.__dict__["_compiled_engine"] = self._engine_class("auto" if jit_compile == "auto" else self.jit_compile)
 
     def get_compile_config(self):
         """Returns what `compile` was given, for saving: `jit_compile="auto"` too, which Keras resolves."""
@@ -217,7 +219,7 @@ class Model(keras.Model):
 
         def batch_of(data):
             compiled = self._engine.jit is True and replicas() > 1  # on one device the whole step is
-            return Batch(self, computing(self, data), scale, self.fresh_noise, self.loss, compiled)
+            return self._batch_class(self, computing(self, data), scale, self.fresh_noise, self.loss, compiled)
 
         def track(data, batch):
             x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)

@@ -13,19 +13,10 @@ from kopt._checks import check_choice, check_range
 from kopt.distribute.pipeline import balance, graph, placement
 from kopt.distribute.pipeline.schedules import SCHEDULES
 from kopt.optimizers import Optimizer
+from kopt.training.divided import check_compile, of_any_arguments
 from kopt.training.model import FunctionalModel, Model, inner_and_scale, track_loss
 from kopt.training.oracle import step
 from kopt.training.pipelined_batch import PipelinedBatch
-
-
-def _of_any_arguments(init):
-    """Makes a constructor take `(*args, **kwargs)`: by this all versions of Keras know that of a functional model."""
-
-    @functools.wraps(init)
-    def wrapper(self, *args, **kwargs):
-        init(self, *args, **kwargs)
-
-    return wrapper
 
 
 @keras.saving.register_keras_serializable("kopt")
@@ -84,7 +75,7 @@ class PipelineModel(FunctionalModel):
     _devices: Any = None
     _found: Any = None
 
-    @_of_any_arguments
+    @of_any_arguments
     def __init__(
         self,
         inputs,
@@ -174,14 +165,7 @@ class PipelineModel(FunctionalModel):
         Raises:
             ValueError: `jit_compile` is True, there is an `objective`, or the optimizer asks for more than gradients.
         """
-        who = type(self).__name__
-        if jit_compile is True:
-            raise ValueError(f"{who}: jit_compile must be False or 'auto', got True: XLA compiles for one device.")
-        if objective is not None:
-            raise ValueError(
-                f"{who}: objective must be None, got {type(objective).__name__}, which looks at all rows of a batch at "
-                "once. Try kopt.Model."
-            )
+        check_compile(type(self).__name__, jit_compile, objective)
         super().compile(*args, jit_compile=False, **kwargs)
         self._check_optimizer()
 

@@ -160,7 +160,9 @@ def test_devices_have_many_names():
 
 @pytest.mark.parametrize("name", ["CPU:9", "foo", "", "/job:stage/task:0/device:CPU:0", 3])
 def test_unknown_devices_are_refused(name):
-    with pytest.raises(ValueError, match="Test: devices must be among /device:CPU:0, /device:CPU:1, /device:CPU:2, /device:CPU:3, got"):
+    with pytest.raises(
+        ValueError, match="Test: devices must be among /device:CPU:0, /device:CPU:1, /device:CPU:2, /device:CPU:3, got"
+    ):
         placement.devices_of([name], 1, "Test")
 
 

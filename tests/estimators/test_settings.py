@@ -96,7 +96,9 @@ def test_the_device_is_where_the_network_lives(in_series):
     np.testing.assert_array_equal(probabilities(estimator), in_series[0])
     assert "CPU:1" in estimator._network.program().weights[0].value.device
     assert "CPU:0" in estimator.model_.weights[0].value.device
-    with pytest.raises(InvalidParameterError, match=r"KerasClassifier: device must be one of CPU:0, CPU:1, CPU:2, CPU:3, got 'TPU'"):
+    with pytest.raises(
+        InvalidParameterError, match=r"KerasClassifier: device must be one of CPU:0, CPU:1, CPU:2, CPU:3, got 'TPU'"
+    ):
         noisy(0, device="TPU").fit(X, y)
 
 
