@@ -37,11 +37,13 @@ def _make_model_known(optimizers):
 
     if keras.backend.backend() == "tensorflow":
         import kopt.objectives
-        import kopt.training.model  # noqa: F401
+        import kopt.training.model
+    elif keras.backend.backend() == "jax":
+        import kopt.training.over_mesh  # noqa: F401
 
 
 @wrapt.when_imported("kopt.training.model")
 def _make_divided_known(model):
     """The same for `kopt.PipelineModel` and `kopt.ShardedModel`, which need that one."""
-    import kopt.training.pipelined
-    import kopt.training.sharded  # noqa: F401
+    import kopt.training.over_mesh
+    import kopt.training.pipelined  # noqa: F401

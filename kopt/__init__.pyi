@@ -117,8 +117,8 @@ from .training.checkpoint import Checkpoint as Checkpoint
 from .training.finite import StopAtNonFinite as StopAtNonFinite
 from .training.minimize import minimize as minimize
 from .training.model import Model as Model
+from .training.over_mesh import ShardedModel as ShardedModel
 from .training.pipelined import PipelineModel as PipelineModel
 from .training.population import fit_population as fit_population
-from .training.sharded import ShardedModel as ShardedModel
 
 __version__: str

@@ -15,7 +15,7 @@ from keras.src.utils.python_utils import pythonify_logs
 
 PRIVATE = {
     keras.callbacks.Callback: ("_model",),
-    keras.Variable: ("_initialize", "_value"),
+    keras.Variable: ("_direct_assign", "_initialize", "_value"),
     Functional: (
         "_nodes_by_depth",
         "_outputs_struct",
@@ -56,6 +56,9 @@ PRIVATE = {
 }
 """Private attributes of Keras's objects that kopt reads, calls or overrides."""
 
+
+FUNCTIONAL: Any = Functional
+"""Keras's class of functional models, which it does not export."""
 
 REDUCTIONS: Any = _loss
 """Keras's module of how the values of a loss become one."""
@@ -132,6 +135,12 @@ def sketching():
             yield
     finally:
         global_state.set_global_attribute("uninitialized_variables", waiting)
+
+
+def lie_as(variable, layout):
+    """Lets a variable lie over devices as a `keras.distribution.TensorLayout` has it: on JAX."""
+    variable._layout = layout
+    variable._direct_assign(variable.value)
 
 
 OPTIMIZER_OPTIONS = {

@@ -7,7 +7,8 @@ import tensorflow as tf
 from keras import tree
 from tensorflow.experimental import dtensor
 
-from kopt.distribute.mesh.layouts import BATCH, as_layout, divides
+from kopt.distribute.mesh.devices import as_layout
+from kopt.distribute.mesh.layouts import BATCH, divides
 from kopt.distribute.mesh.operations import check_graph, put_otherwise
 from kopt.distribute.mesh.parts import put, whole
 from kopt.training.batch import Batch, as_they_are

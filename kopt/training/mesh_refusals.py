@@ -7,7 +7,8 @@ import tensorflow as tf
 from keras import tree
 
 from kopt._keras import nodes_of
-from kopt.distribute.mesh.layouts import BATCH, as_layout, divides
+from kopt.distribute.mesh.devices import as_layout
+from kopt.distribute.mesh.layouts import BATCH, divides
 from kopt.distribute.mesh.parts import put
 from kopt.optimizers import SAM, GradientNoise, Optimizer
 

@@ -9,11 +9,11 @@ import tensorflow as tf
 from keras import tree
 from tensorflow.experimental import dtensor
 
-from kopt._backend import on_tensorflow
 from kopt._checks import check_choice
 from kopt._keras import give_mask, mask_of
 from kopt.distribute.alone import wrapped
 from kopt.distribute.mesh import first_use, layouts, presets, variables
+from kopt.distribute.mesh.devices import as_layout, mesh_of
 from kopt.distribute.mesh.layouts import BATCH
 from kopt.distribute.mesh.parts import laid, put
 from kopt.training.divided import check_compile, of_any_arguments
@@ -79,22 +79,17 @@ class ShardedModel(FunctionalModel):
     @of_any_arguments
     def __init__(self, inputs, outputs, name=None, *, mesh, layout=None, shard=None, devices=None, **kwargs):
         owner = type(self).__name__
-        if not on_tensorflow():
-            raise ValueError(f"{owner}: Keras's backend must be TensorFlow. Elsewhere, try keras.distribution.")
         check_choice(owner, (None, "optimizer", "weights"), shard=shard)
         if tf.distribute.has_strategy():
             raise ValueError(f"{owner}: must be made outside of any strategy's scope. The mesh's axis 'batch' is that.")
         first_use.switch_off(owner)
-        self.__dict__["_mesh"] = layouts.mesh_of(mesh, devices, owner)
+        self.__dict__["_mesh"] = mesh_of(mesh, devices, owner)
         if shard is not None and BATCH not in self._mesh.dim_names:
             raise ValueError(f"{owner}: mesh must have the axis {BATCH!r} for shard={shard!r}, got {mesh}.")
         super().__init__(inputs, outputs, name=name, **kwargs)
         if self.compute_residuals is not None:
             raise ValueError(f"{owner}: compute_residuals must not be defined, for it wants all rows. Try kopt.Model.")
-        preset = isinstance(layout, str) and layout == "tensor_parallel"
-        found = presets.tensor_parallel(self, self._mesh, owner) if preset else layout
-        found = layouts.as_dict(found, self._mesh, owner)
-        specs = layouts.specs_of(self.variables, found, self._mesh, owner)
+        layout, specs = presets.found(self, layout, self._mesh, owner)
         check_layers(self, {id(v): spec for v, spec in zip(self.variables, specs, strict=True)}, owner)
         names = [
             f"{d.device_type}:{d.device_index}" for d in map(tf.DeviceSpec.from_string, self._mesh.local_devices())
@@ -103,9 +98,7 @@ class ShardedModel(FunctionalModel):
             first_use.check(owner, tuple(names[:2]))
         if shard == "weights":
             specs = [self._also_by_batch(spec, v) for spec, v in zip(specs, self.variables, strict=True)]
-        self.__dict__["_sharding"] = dict(
-            mesh=dict(mesh), layout=layout if preset else found, shard=shard, devices=devices
-        )
+        self.__dict__["_sharding"] = dict(mesh=dict(mesh), layout=layout, shard=shard, devices=devices)
         self.__dict__["_specs"] = {id(v): s for v, s in zip(self.variables, specs, strict=True)}
         self.__dict__["_divided"] = dict(presets.left_divided(self, self._specs))
         self._lay_out(self.variables)
@@ -113,7 +106,7 @@ class ShardedModel(FunctionalModel):
     # ---- where variables lie -----------------------------------------------------------------------------------------
 
     def _lay_out(self, some):
-        variables.lay_out(some, lambda v: layouts.as_layout(self._spec_of(v), self._mesh))
+        variables.lay_out(some, lambda v: as_layout(self._spec_of(v), self._mesh))
 
     def _spec_of(self, variable):
         """What the dimensions of a variable, the model's or its optimizer's, are divided by."""
@@ -146,14 +139,14 @@ class ShardedModel(FunctionalModel):
 
     def _replicated(self, x):
         """A tensor of which each device has all."""
-        return dtensor.relayout(x, layouts.as_layout([None] * len(x.shape), self._mesh))
+        return dtensor.relayout(x, as_layout([None] * len(x.shape), self._mesh))
 
     def _gathered(self, variable, value):
         """A variable's value without what it is divided by for memory's sake alone."""
         spec = self._specs.get(id(variable), ())
         if BATCH not in spec:
             return value
-        whole, own = (layouts.as_layout(each, self._mesh) for each in (layouts.without(spec, BATCH), spec))
+        whole, own = (as_layout(each, self._mesh) for each in (layouts.without(spec, BATCH), spec))
         return laid(tf.convert_to_tensor(value), whole, own)
 
     @contextlib.contextmanager
@@ -197,7 +190,7 @@ class ShardedModel(FunctionalModel):
             spec[0] = BATCH
         if axis is not None:
             spec[-1] = axis
-        found = laid(x, layouts.as_layout(spec, self._mesh))
+        found = laid(x, as_layout(spec, self._mesh))
         if (mask := mask_of(x)) is not None:
             give_mask(found, mask)
         return found
@@ -211,7 +204,7 @@ class ShardedModel(FunctionalModel):
         constants = [each for each in constants if isinstance(each[2], tf.__internal__.EagerTensor)]
         for held, name, value in constants:  # as layers that were adapted to data have them
             with tf.init_scope():
-                held[name] = put(value, layouts.as_layout([None] * len(value.shape), self._mesh))
+                held[name] = put(value, as_layout([None] * len(value.shape), self._mesh))
         means = getattr(self._compile_loss, "metrics", ())
         for mean in means:  # which Keras weighs where Python knows the number of rows: on one device it does not
             vars(mean)["update_state"] = functools.partial(_without_weight, mean.update_state)

@@ -303,12 +303,6 @@ def test_settings_are_checked(settings, error, message):
         kopt.ShardedModel(*small(), **settings)
 
 
-def test_another_backend_is_refused(monkeypatch):
-    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
-    with pytest.raises(ValueError, match=r"backend must be TensorFlow. Elsewhere, try keras"):
-        kopt.ShardedModel(*small(), mesh=ONE)
-
-
 def test_keras_layout_maps():
     devices = keras.distribution.DeviceMesh((2, 2), ("batch", "model"), devices=[f"cpu:{i}" for i in range(4)])
     layout = keras.distribution.LayoutMap(devices)

@@ -8,7 +8,7 @@ import tensorflow as tf
 from tensorflow.dtensor.python import api  # pyright: ignore[reportMissingImports]
 from tensorflow.experimental import dtensor
 
-from kopt.distribute.mesh.layouts import as_layout
+from kopt.distribute.mesh.devices import as_layout
 from kopt.distribute.mesh.parts import put, whole
 
 SWITCH = "DTENSOR_ENABLE_COMBINE_ALL_REDUCES_OPTIMIZATION"

@@ -1,13 +1,9 @@
 """Which axis of a mesh each dimension of each variable is divided by."""
 
-import math
 import re
 from numbers import Integral
-from typing import Any
 
 import keras
-import tensorflow as tf
-from tensorflow.experimental import dtensor
 
 from kopt._checks import check_range
 
@@ -15,41 +11,34 @@ BATCH, MODEL = "batch", "model"
 """The axis that rows of a batch are shared out by, and the one that presets divide weights by."""
 
 
-def mesh_of(sizes, devices, owner):
-    """Returns a DTensor mesh.
+class Axes:
+    """The axes of a mesh, in the manner of DTensor's meshes.
 
     Args:
-        sizes: how many devices lie along each axis, by its name.
-        devices: their names, row by row, or None for the first GPUs, or logical CPUs where there is no GPU.
-        owner: who asks, for errors.
+        sizes: how many devices lie along each, by its name.
 
-    Raises:
-        TypeError: these are no sizes, or no names.
-        ValueError: a size is out of its range, or there are no such devices, or not as many.
+    Attributes:
+        dim_names: the names.
     """
+
+    def __init__(self, sizes):
+        self._sizes, self.dim_names = {name: int(size) for name, size in sizes.items()}, list(sizes)
+
+    def dim_size(self, axis):
+        """How many devices lie along an axis."""
+        return self._sizes[axis]
+
+    def shape(self):
+        """The sizes in order."""
+        return list(self._sizes.values())
+
+
+def check_sizes(sizes, owner):
+    """Raises TypeError or ValueError where these are no sizes of a mesh by the names of its axes."""
     if not isinstance(sizes, dict) or not sizes or not all(isinstance(name, str) for name in sizes):
         raise TypeError(f"{owner}: mesh must be a dict of sizes by names of axes, as {{'batch': 2}}, got {sizes!r}.")
     for name, size in sizes.items():
         check_range(owner, "[1, inf)", kind=Integral, **{f"mesh[{name!r}]": size})
-    known = [f"{device.device_type}:{device.name.rpartition(':')[2]}" for device in tf.config.list_logical_devices()]
-    number = math.prod(sizes.values())
-    if devices is None:
-        kind = "GPU" if any(name.startswith("GPU") for name in known) else "CPU"
-        names = [name for name in known if name.startswith(kind)][:number]
-    elif isinstance(devices, list | tuple):
-        names = [str(name).rpartition("device:")[2].lstrip("/").upper() for name in devices]
-        if missing := [name for name in names if name not in known]:
-            raise ValueError(f"{owner}: devices must be among {', '.join(known)}, got {missing[0]!r}.")
-    else:
-        raise TypeError(f"{owner}: devices must be a list of names, got {devices!r}.")
-    if len(set(names)) != number or len(names) != number:
-        raise ValueError(
-            f"{owner}: devices must be {number} different ones for a mesh of {sizes}, got {len(names)}: "
-            f"{', '.join(names)}. A CPU becomes several by tf.config.set_logical_device_configuration."
-        )
-    if len({name.partition(":")[0] for name in names}) > 1:
-        raise ValueError(f"{owner}: devices must be of one type, got {', '.join(names)}.")
-    return dtensor.create_mesh([(name, int(size)) for name, size in sizes.items()], devices=names)
 
 
 def as_dict(layout, mesh, owner):
@@ -162,12 +151,6 @@ def also_by(spec, shape, axis, mesh):
 def without(spec, axis):
     """The spec with an axis left out."""
     return tuple(None if each == axis else each for each in spec)
-
-
-def as_layout(spec, mesh):
-    """DTensor's layout."""
-    layout: Any = dtensor.Layout
-    return layout([dtensor.UNSHARDED if axis is None else axis for axis in spec], mesh)
 
 
 def owner_of(slot, weights):

@@ -6,12 +6,30 @@ import re
 import keras
 
 from kopt._keras import nodes_of
-from kopt.distribute.mesh.layouts import BATCH, MODEL
+from kopt.distribute.mesh.layouts import BATCH, MODEL, as_dict, specs_of
 
 layers = keras.layers
 
 ROWWISE = layers.Activation | layers.Dropout | layers.LeakyReLU | layers.ReLU | layers.Identity
 """Layers that treat each entry for itself, so that they do not mind what dense layers around them are divided by."""
+
+
+def found(model, layout, mesh, owner):
+    """Returns a layout as it can be saved, and what it says of each of a model's variables, in their order.
+
+    Args:
+        model: a functional model.
+        layout: a preset's name, or what `kopt.distribute.mesh.layouts.as_dict` takes.
+        mesh: the mesh, or its `kopt.distribute.mesh.layouts.Axes`.
+        owner: who asks, for errors.
+
+    Raises:
+        TypeError: it is none.
+        ValueError: it does not fit the mesh or the variables.
+    """
+    preset = isinstance(layout, str) and layout == "tensor_parallel"
+    by_pattern = as_dict(tensor_parallel(model, mesh, owner) if preset else layout, mesh, owner)
+    return layout if preset else by_pattern, specs_of(model.variables, by_pattern, mesh, owner)
 
 
 def tensor_parallel(model, mesh, owner):
