@@ -12,7 +12,7 @@ from kopt.distribute.workers import END, Ending, is_chief
 from kopt.training import loop
 from kopt.training.files import read_as, write_arrays
 from kopt.training.model import Model
-from kopt.training.state import Regular, arrays_of, parts_of, restore, restore_parts, variables_of
+from kopt.training.state import Regular, entries_of, parts_of, restore_entries, restore_parts
 
 FORMAT = 1
 """Of the files. A later one says what it is, so that nothing is read as what it is not."""
@@ -31,6 +31,8 @@ class Checkpoint(Regular):
 
     Of several workers the chief writes, and all read: the folder has to be one that all of them see. When one is told
     to end, all do.
+
+    The file does not depend on where variables lie: a fit may go on over another mesh, or on one device.
 
     It needs a `kopt.Model`, whose `fit` can begin within an epoch; `keras.callbacks.BackupAndRestore` does the same for
     whole epochs of any model. Put it last among the callbacks: their own state, as the patience of `EarlyStopping`,
@@ -68,7 +70,8 @@ class Checkpoint(Regular):
         """Goes on from the file, if there is one."""
         super().on_train_begin(logs)
         self._check_model()
-        self.model.optimizer.build(self.model.trainable_variables)
+        if not self.model.optimizer.built:  # a loss-scale wrapper would make its variables once more
+            self.model.optimizer.build(self.model.trainable_variables)
         self._metrics, self._history, self._ending = [], None, False
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.resume and self.path.exists():
@@ -126,12 +129,13 @@ class Checkpoint(Regular):
     def _write(self, history, epochs):
         progress, strategy = self.model.progress, self.model.distribute_strategy
         where = dict(seed=progress.seed, epoch=progress.epoch, step=progress.step)
-        kept = {"metrics": parts_of(self.model.metrics_variables, strategy)}  # to which all workers contribute
+        kept: dict[str, Any] = {"metrics": parts_of(self.model.metrics_variables, strategy)}  # of all workers
         if not is_chief(strategy):
             return
-        kept["variables"] = arrays_of(variables_of(self.model))
+        entries = entries_of(self.model)
+        kept["variables"] = entries.values()
         about: dict[str, Any] = dict(format=FORMAT, progress=where, history=_plain(history), epochs=epochs)
-        about["variables"] = [_spec(variable) for variable in variables_of(self.model)]
+        about["variables"] = _specs(entries)
         arrays: Any = {f"{kind}/{i}": x for kind, each in kept.items() for i, x in enumerate(each)}
         write_arrays(self.path, arrays | {"about": np.array(json.dumps(about))})
 
@@ -140,9 +144,11 @@ class Checkpoint(Regular):
             about = json.loads(str(file["about"])) if "about" in file else {}
             if about.get("format") != FORMAT:
                 raise ValueError(f"Checkpoint: {self.path} must be a file that Checkpoint wrote. Choose another path.")
-            variables = variables_of(self.model)
-            self._check_variables(about["variables"], [_spec(variable) for variable in variables])
-            restore(variables, [read_as(file[f"variables/{i}"], a.dtype) for i, a in enumerate(arrays_of(variables))])
+            own = entries_of(self.model)
+            self._check_variables(about["variables"], _specs(own))
+            numbers = {name: i for i, (name, *_) in enumerate(about["variables"])}
+            found = {name: read_as(file[f"variables/{numbers[name]}"], array.dtype) for name, array in own.items()}
+            restore_entries(self.model, found)
             within = about["progress"]["step"] > 0
             self._metrics = [file[name] for name in file.files if name.startswith("metrics/") and within]
         for name, value in about["progress"].items():
@@ -153,18 +159,13 @@ class Checkpoint(Regular):
             optimizer.swap("training")
 
     def _check_variables(self, saved, own):
-        for there, here in zip(saved, own, strict=False):
-            if there[1:] != here[1:]:
+        there, here = ({name: what for name, *what in specs} for specs in (saved, own))
+        for name in [*there, *here]:
+            if there.get(name) != here.get(name):
                 raise ValueError(
-                    f"Checkpoint: {self.path} must be of this model and optimizer, and has {there[0]} of shape "
-                    f"{there[1]} and type {there[2]} where {here[0]} has {here[1]} and {here[2]}. Delete it, or set "
-                    "resume=False."
+                    f"Checkpoint: {self.path} must be of this model and optimizer, and has {_told(there.get(name))} "
+                    f"for {name!r}, where the model has {_told(here.get(name))}. Delete it, or set resume=False."
                 )
-        if len(saved) != len(own):
-            raise ValueError(
-                f"Checkpoint: {self.path} must be of this model and optimizer, and has {len(saved)} variables, where "
-                f"there are {len(own)}. Delete it, or set resume=False."
-            )
 
 
 def _end_if(told):
@@ -172,8 +173,13 @@ def _end_if(told):
         raise SystemExit(END)
 
 
-def _spec(variable):
-    return [variable.path, list(variable.shape), str(variable.dtype)]
+def _specs(entries):
+    """The name, shape and type of each entry."""
+    return [[name, list(array.shape), str(array.dtype)] for name, array in entries.items()]
+
+
+def _told(what):
+    return "nothing" if what is None else f"shape {what[0]} and type {what[1]}"
 
 
 def _plain(history):

@@ -45,7 +45,8 @@ class StopAtNonFinite(Regular):
         super().on_train_begin(logs)
         self.stopped_epoch = None
         if self.model.built:
-            self.model.optimizer.build(self.model.trainable_variables)
+            if not self.model.optimizer.built:
+                self.model.optimizer.build(self.model.trainable_variables)
             self._good = arrays_of(variables_of(self.model)), "the beginning"
 
     def on_epoch_begin(self, epoch, logs=None):

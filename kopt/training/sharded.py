@@ -131,8 +131,9 @@ class ShardedModel(FunctionalModel):
 
     def _build_optimizer(self):
         """Makes what the optimizer keeps, on the host first, so that it never lies on one device whole."""
-        with tf.device("CPU:0"):
-            self.optimizer.build(self.trainable_variables)
+        if not self.optimizer.built:
+            with tf.device("CPU:0"):
+                self.optimizer.build(self.trainable_variables)
         for optimizer in wrapped(self.optimizer):
             seeds = [x.state for x in vars(optimizer).values() if isinstance(x, keras.random.SeedGenerator)]
             self._lay_out([*optimizer.variables, *seeds])

@@ -93,7 +93,8 @@ class ShardedModel(FUNCTIONAL):
 
     def _build_optimizer(self):
         """Makes what the optimizer keeps, and lays it out."""
-        self.optimizer.build(self.trainable_variables)
+        if not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
         for slot in self.optimizer.variables:
             weight = layouts.owner_of(slot, self.trainable_variables)
             spec = (None,) * len(slot.shape) if weight is None else self._specs[id(weight)]

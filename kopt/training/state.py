@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from kopt._checks import check_range
+from kopt.distribute.alone import wrapped
 from kopt.distribute.strategy import replicas
 from kopt.training.program import weights
 
@@ -26,6 +27,49 @@ def restore(variables, arrays):
     """Gives variables what they held."""
     for variable, array in zip(variables, arrays, strict=True):
         variable.assign(array)
+
+
+def entries_of(model):
+    """What the same variables hold, by names that do not depend on how they lie: what is kept for each weight apart."""
+    found = {f"weight {number}": np.asarray(v.numpy()) for number, v in enumerate(weights(model))}
+    for optimizer in wrapped(model.optimizer):
+        own: dict[str, Any] = {}
+        _saving(optimizer).save_own_variables(optimizer, own)
+        found |= {f"{type(optimizer).__name__} {name}": np.asarray(array) for name, array in own.items()}
+    return found
+
+
+def restore_entries(model, entries):
+    """Gives variables what they held."""
+    for number, variable in enumerate(weights(model)):
+        variable.assign(entries[f"weight {number}"])
+    for optimizer in wrapped(model.optimizer):
+        start = f"{type(optimizer).__name__} "
+        own = {name.removeprefix(start): array for name, array in entries.items() if name.startswith(start)}
+        _saving(optimizer).load_own_variables(optimizer, own)
+
+
+class _Outer:
+    """How a loss-scale wrapper's own variables are saved: without those of the optimizer inside, as Keras has them."""
+
+    @staticmethod
+    def save_own_variables(optimizer, store):
+        store |= {str(number): variable.numpy() for number, variable in enumerate(_own(optimizer))}
+
+    @staticmethod
+    def load_own_variables(optimizer, store):
+        for number, variable in enumerate(_own(optimizer)):
+            variable.assign(store[str(number)])
+
+
+def _own(optimizer):
+    inner = {id(variable) for variable in optimizer.inner_optimizer.variables}
+    return [variable for variable in optimizer.variables if id(variable) not in inner]
+
+
+def _saving(optimizer):
+    """What has the methods to save an optimizer's own variables, and to load them."""
+    return _Outer if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) else type(optimizer)
 
 
 def parts_of(variables, strategy):

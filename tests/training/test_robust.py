@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 import kopt
-from kopt.training import checkpoint, epochs, files, state
+from kopt.training import epochs, files, state
 
 L = keras.layers
 RNG = np.random.default_rng(0)
@@ -226,7 +226,7 @@ def test_steps_between_checkpoints_are_few_programs(model, tmp_path, monkeypatch
 
 
 def test_bfloat16_is_saved(tmp_path):
-    (array,) = checkpoint.arrays_of([keras.Variable([1.5, -2.0], dtype="bfloat16")])
+    (array,) = state.arrays_of([keras.Variable([1.5, -2.0], dtype="bfloat16")])
     files.write_arrays(tmp_path / "arrays", {"a": array})
     with np.load(tmp_path / "arrays") as file:
         assert file["a"].dtype == "uint16"
