@@ -142,10 +142,10 @@ def engine(name, model):
         return None
     how = {
         "2x2 mesh": (
-            getattr(kopt, "ShardedModel", None),
+            kopt.ShardedModel,
             dict(mesh={"batch": 2, "model": 2}, layout="tensor_parallel"),
         ),
-        "FSDP": (getattr(kopt, "ShardedModel", None), dict(mesh={"batch": 4}, shard="weights")),
+        "FSDP": (kopt.ShardedModel, dict(mesh={"batch": 4}, shard="weights")),
         "4 stages": (kopt.PipelineModel, dict(stages=["first", "second", "third"], micro_batches=4)),
         "2 pipelines": (kopt.PipelineModel, dict(stages=["second"], micro_batches=2, pipelines=2)),
     }
