@@ -1,7 +1,7 @@
 """How far replicas, processes, meshes and pipelines are from one device: kopt's, and Keras's own fit beside them.
 
 python benchmarks/parity.py
-python benchmarks/parity.py --optimizers Lion kopt.KFAC --engines "3 replicas" "2 processes" --cases uneven clip
+python benchmarks/parity.py --optimizers Lion kopt.KFAC --engines "4 replicas" "2 processes" --cases uneven clip
 
 Three epochs of a small network on 61 rows in batches of 16, of which the last has 13. A figure is the largest
 difference of a weight from the same fit on one device, of the same library. "refused" is a sentence of kopt's before
@@ -70,7 +70,8 @@ CASES = {
 """Beyond the names: an infinity is in the last row of a batch; a mask leaves each row some of its four steps."""
 
 MODELS = {"kopt": kopt.Model, "Keras": keras.Model}
-ENGINES = ("2 replicas", "4 replicas", "2 processes", "2x2 mesh", "FSDP", "4 stages", "2 pipelines")
+KERAS_HAS = ("2 replicas", "4 replicas", "2 processes")
+ENGINES = (*KERAS_HAS, "2x2 mesh", "FSDP", "4 stages", "2 pipelines")
 """A mesh has two shards of the batch and two of the weights; FSDP four of both; each pipeline two stages."""
 
 
@@ -132,14 +133,12 @@ def fitted(
 
 
 def engine(name, model):
-    """What makes a model of inputs and outputs, and the scope for that; None where the library has no such thing."""
+    """What makes a model of inputs and outputs, and the scope for that."""
     number, _, kind = name.partition(" ")
     if kind == "replicas":
         devices = [f"CPU:{i}" for i in range(int(number))]
         sums = tf.distribute.ReductionToOneDevice()
         return MODELS[model], tf.distribute.MirroredStrategy(devices, cross_device_ops=sums).scope()
-    if model == "Keras":
-        return None
     how = {
         "2x2 mesh": (
             kopt.ShardedModel,
@@ -221,7 +220,7 @@ def main():
             kind = MODELS[model]
             ones = {case: outcome(kind, contextlib.nullcontext(), optimizer, case) for case in asked.cases}
             for name in asked.engines:
-                if name != "2 processes" and engine(name, model) is None:
+                if model == "Keras" and name not in KERAS_HAS:
                     continue
                 row = []
                 for case, one in ones.items():

@@ -5,7 +5,6 @@ import math
 import types
 
 import keras
-from keras import tree
 
 from kopt._keras import in_stateless_scope
 
@@ -66,7 +65,7 @@ def places_of(variables):
 
 def on_mesh(variable):
     """Whether a variable lies in parts over a mesh of TensorFlow's DTensor."""
-    return getattr(getattr(variable, "value", variable), "layout", None) is not None
+    return on_tensorflow() and getattr(getattr(variable, "value", variable), "layout", None) is not None
 
 
 def on_device(name):
@@ -192,7 +191,7 @@ def fused(function, state, variables):
         variables: the variables that hold the state, in the same dicts and tuples, or None in the place of some. The
             kernel reads and assigns them itself, without a copy; the state that is returned has None in their place.
     """
-    if not on_tensorflow() or under_strategy() or in_stateless_scope() or any(map(on_mesh, tree.flatten(variables))):
+    if not on_tensorflow() or under_strategy() or in_stateless_scope():
         return function(state)
     import tensorflow as tf
 

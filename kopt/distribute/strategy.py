@@ -14,8 +14,8 @@ from kopt.distribute.shares import number_of, sharing
 CHOICES = f"None, 'auto', 'mirrored', 'multi_worker' or {RUNS_ON}"
 
 NO_TPUS = (
-    "kopt does not train on TPUs yet. TensorFlow's last build for them is tensorflow-tpu 2.20.0, for TPU VMs; there, "
-    "Keras's own fit takes kopt's optimizers in the scope of a tf.distribute.TPUStrategy."
+    "kopt does not train on TPUs yet. TensorFlow's last build for them is tensorflow-tpu 2.20.0, for TPU VMs: try "
+    "Keras's own fit there, in the scope of a tf.distribute.TPUStrategy, where kopt's optimizers have not been tried."
 )
 
 _kept = {}  # one strategy object for each kind and set of devices: a second one could not share its variables

@@ -6,7 +6,7 @@ from numbers import Integral, Real
 import numpy as np
 from sklearn.base import _fit_context
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils._param_validation import HasMethods, Hidden, Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from kopt._checks import check_range
@@ -41,7 +41,12 @@ class KerasEstimator(CallbackSupport, Files, Display):
         "scoring": [str, callable, list, tuple, dict, None],
         "callbacks": [str, callable, list, tuple, dict, HasMethods(["on_epoch_end", "set_model"]), None],
         "warm_start": ["boolean"],
-        "strategy": [StrOptions({"auto", "mirrored", "multi_worker", "tpu"}), HasMethods(["scope", "run"]), None],
+        "strategy": [
+            StrOptions({"auto", "mirrored", "multi_worker"}),
+            Hidden(StrOptions({"tpu"})),  # to be refused with what there is
+            HasMethods(["scope", "run"]),
+            None,
+        ],
         "device": [str, None],
         "dtype": [StrOptions(DTYPES), None],
         "random_state": ["random_state"],

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from keras import ops, tree
 
-from kopt._backend import assign, dense, fused, on_device, sum_over_replicas
+from kopt._backend import assign, dense, fused, on_device, on_mesh, sum_over_replicas
 from kopt._checks import check_choice
 from kopt._traced import Traced
 from kopt.optimizers.packs import Factors
@@ -179,10 +179,10 @@ class Step(State):
             new = {i: self._update(packs[i], given[i][0], w, slots, seen[i], h[i]) for i, (w, slots) in held.items()}
             return {i: (w, self._where_given(packs[i], grads, s, held[i][1], step)) for i, (w, s) in new.items()}
 
-        elementwise = {i for i, pack in packs.items() if self._rule(pack)._is_elementwise}
-        groups = {}
-        for i in packs:
-            groups.setdefault((packs[i].treatment.place, i in elementwise), {})[i] = held[i]
+        meshed, groups = any(map(on_mesh, self._trainable_variables)), {}  # of which XLA knows nothing
+        for i, pack in packs.items():
+            one_kernel = self._rule(pack)._is_elementwise and not meshed
+            groups.setdefault((pack.treatment.place, one_kernel), {})[i] = held[i]
         new = {}
         for (place, one_kernel), some in groups.items():
             in_place = {i: self._assigned_in_place(packs[i]) for i in some}

@@ -12,9 +12,10 @@ from kopt.distribute.workers import END, Ending, is_chief
 from kopt.training import loop
 from kopt.training.files import read_as, write_arrays
 from kopt.training.model import Model
+from kopt.training.program import weights
 from kopt.training.state import Regular, entries_of, parts_of, restore_entries, restore_parts
 
-FORMAT = 1
+FORMAT = 2
 """Of the files. A later one says what it is, so that nothing is read as what it is not."""
 
 
@@ -160,11 +161,13 @@ class Checkpoint(Regular):
 
     def _check_variables(self, saved, own):
         there, here = ({name: what for name, *what in specs} for specs in (saved, own))
+        paths = {f"weight {number}": variable.path for number, variable in enumerate(weights(self.model))}
         for name in [*there, *here]:
             if there.get(name) != here.get(name):
                 raise ValueError(
                     f"Checkpoint: {self.path} must be of this model and optimizer, and has {_told(there.get(name))} "
-                    f"for {name!r}, where the model has {_told(here.get(name))}. Delete it, or set resume=False."
+                    f"for {paths.get(name, name)!r}, where the model has {_told(here.get(name))}. Delete it, or set "
+                    "resume=False."
                 )
 
 

@@ -113,11 +113,11 @@ class Model(keras.Model):
         return {**config, "jit_compile": self._engine.jit, "objective": objective}
 
     def compile_from_config(self, config):
-        """Compiles a loaded model. Keras's own leaves a model alone whose `compile` is another one."""
-        if type(self).compile is not Model.compile:
+        """Compiles a loaded model. Keras's own leaves a model alone whose `compile` is not Keras's."""
+        if not type(self).compile.__module__.startswith("kopt."):
             return super().compile_from_config(config)
         self.compile(**keras.saving.deserialize_keras_object(config))
-        if self.optimizer is not None and self.built:
+        if self.optimizer is not None and self.built and not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
 
     def fit(

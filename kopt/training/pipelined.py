@@ -177,14 +177,6 @@ class PipelineModel(FunctionalModel):
             optimizer.build(self.trainable_variables)
         return super().fit(*args, **kwargs)
 
-    def compile_from_config(self, config):
-        """Compiles a loaded model."""
-        if type(self).compile is not PipelineModel.compile:
-            return super().compile_from_config(config)
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        if self.optimizer is not None:
-            self.optimizer.build(self.trainable_variables)
-
     def _check_optimizer(self):
         """Refuses an optimizer that looks at a batch more than once, or knows other weights."""
         optimizer: Any = getattr(self.optimizer, "inner_optimizer", self.optimizer)

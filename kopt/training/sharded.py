@@ -271,20 +271,17 @@ class ShardedModel(FunctionalModel):
             "the same layers, by save_weights and load_weights, and export that."
         )
 
-    def compile_from_config(self, config):
-        """Compiles a loaded model."""
-        if type(self).compile is not ShardedModel.compile:
-            return super().compile_from_config(config)
-        return self.compile(**keras.saving.deserialize_keras_object(config))
-
 
 def _without_weight(update_state, value, sample_weight=None):
+    """`update_state` of a metric, without a weight."""
     return update_state(value)
 
 
 def _one_row(spec):
+    """The spec of a batch of one row, where it leaves the number open."""
     return None if spec is None else tf.TensorSpec([spec.shape[0] or 1, *spec.shape[1:]], spec.dtype)
 
 
 def _is_traced(x):
+    """Whether it is a tensor, and no symbol of Keras's."""
     return isinstance(x, tf.Tensor)

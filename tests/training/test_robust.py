@@ -328,3 +328,17 @@ def test_out_of_memory_says_what_to_lower():
     assert caught.value.__notes__ == [
         "kopt: memory has run out. Lower batch_size, or validation_batch_size in fit: the result is the same."
     ]
+
+
+def test_a_loss_scale_wrapper_keeps_its_variables_once(tmp_path):
+    """Keras makes them again each time that it is built."""
+    inputs = keras.Input((3,))
+    model = kopt.Model(inputs, L.Dense(1)(inputs))
+    model.compile(keras.optimizers.LossScaleOptimizer(kopt.AdamW(0.01)), "mse")
+    x, y = RNG.standard_normal((8, 3)), RNG.standard_normal((8, 1))
+    numbers = []
+    for last in (1, 2):
+        callbacks = [kopt.StopAtNonFinite(), kopt.Checkpoint(tmp_path / "run")]
+        model.fit(x, y, epochs=last, verbose=0, callbacks=callbacks)
+        numbers.append(len(model.optimizer.variables))
+    assert numbers[0] == numbers[1]

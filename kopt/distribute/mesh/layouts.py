@@ -156,7 +156,6 @@ def without(spec, axis):
 def owner_of(slot, weights):
     """The weight that an optimizer's variable is about and has the shape of, by its name, or None."""
     name, shape = slot.path.rpartition("/")[2], tuple(slot.shape)
-    starts = [(weight.path.replace("/", "_") + "_", weight) for weight in weights if tuple(weight.shape) == shape]
-    return max(((s, w) for s, w in starts if name.startswith(s)), key=lambda pair: len(pair[0]), default=(None, None))[
-        1
-    ]
+    alike = [weight for weight in weights if tuple(weight.shape) == shape]
+    owners = [weight for weight in alike if name.startswith(weight.path.replace("/", "_") + "_")]
+    return max(owners, key=lambda weight: len(weight.path), default=None)
