@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow.experimental import dtensor
+from tensorflow.python.eager import context
 
 import kopt
-from kopt.distribute.mesh.first_use import SWITCH
+from kopt.distribute.mesh.first_use import NEWER, SWITCH
 
 layers, optimizers = keras.layers, keras.optimizers
 RNG = np.random.default_rng(0)
@@ -386,6 +387,7 @@ import tensorflow as tf
 (cpu,) = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 from tensorflow.experimental import dtensor
+from tensorflow.python.eager import context
 mesh = dtensor.create_mesh([("batch", 2)], devices=["CPU:0", "CPU:1"])
 x = dtensor.copy_to_mesh(tf.ones(4), dtensor.Layout.replicated(mesh, 1))
 tf.function(lambda x: tf.reduce_sum(x))(x)
@@ -399,6 +401,13 @@ for _ in range(2):
         print(error)
     first_use.os.environ[first_use.SWITCH] = "0"  # as somebody may who reads the error: it is too late
 """
+
+
+def test_xla_compiles_afterwards_as_it_did_before():
+    make(small, mesh={"batch": 2})
+    assert context.context().enable_mlir_bridge != NEWER
+    alone = tf.function(lambda x: tf.reduce_sum(tf.boolean_mask(x, x > 0)), jit_compile=True, autograph=False)
+    assert alone(tf.constant([-1.0, 2.0, 3.0])) == 5.0  # the newer bridge of TensorFlow 2.16 does not know how
 
 
 def test_what_dtensor_computes_wrong_is_noticed():
