@@ -180,10 +180,7 @@ def cholesky(a):
 
 
 def fused(function, state, variables):
-    """What a pure function makes of a state, by one kernel where that is faster: in a plain TensorFlow graph, by XLA.
-
-    Run eagerly it would compile at each call, XLA takes no part in a step of several replicas, and in a
-    `keras.StatelessScope` nothing is to be assigned.
+    """What a pure function makes of a state, by one kernel where that is faster.
 
     Args:
         function: takes the state and returns one like it.
@@ -191,14 +188,10 @@ def fused(function, state, variables):
         variables: the variables that hold the state, in the same dicts and tuples, or None in the place of some. The
             kernel reads and assigns them itself, without a copy; the state that is returned has None in their place.
     """
-    if not on_tensorflow() or under_strategy() or in_stateless_scope():
-        return function(state)
-    import tensorflow as tf
-
-    if tf.executing_eagerly():
+    if not _in_a_plain_graph():
         return function(state)
 
-    def kernel():
+    def assigning():
         new = function(_each(lambda x, v: keras.ops.cast(dense(v), x.dtype), state, variables))
 
         def keep(value, variable):
@@ -206,7 +199,28 @@ def fused(function, state, variables):
 
         return _each(keep, new, variables)
 
-    return tf.function(kernel, jit_compile=True, autograph=False)()
+    return kernel(assigning)
+
+
+def kernel(function, *tensors):
+    """What a function makes of tensors, by one kernel where that is faster: in a plain TensorFlow graph, by XLA.
+
+    Run eagerly it would compile at each call, XLA takes no part in a step of several replicas, and in a
+    `keras.StatelessScope` nothing is to be assigned.
+    """
+    if not _in_a_plain_graph():
+        return function(*tensors)
+    import tensorflow as tf
+
+    return tf.function(function, jit_compile=True, autograph=False)(*tensors)
+
+
+def _in_a_plain_graph():
+    if not on_tensorflow() or under_strategy() or in_stateless_scope():
+        return False
+    import tensorflow as tf
+
+    return not tf.executing_eagerly()
 
 
 def _each(function, values, variables):

@@ -6,7 +6,6 @@ import pytest
 from keras import ops
 
 from kopt.layers import L0Gate
-from kopt.layers.gates import hard
 from kopt.testing import backends, check_layer
 
 X = np.random.default_rng(0).standard_normal((8, 3, 4)).astype("float32")
@@ -114,12 +113,38 @@ def test_an_axis_that_there_is_not_is_refused(axis):
         L0Gate(0.1, axis=axis)(np.ones((2, 3), "float32"))
 
 
+@pytest.mark.parametrize("xla", backends.graphs())
+@pytest.mark.parametrize(("mode", "shape"), [("sample", (4, 3)), ("batch", (4, 3)), ("sample", (4, 2, 3))])
+def test_draws_and_their_slopes_are_the_papers(monkeypatch, mode, shape, xla):
+    rng, log_alpha = np.random.default_rng(1), np.array([-1.0, 0.2, 1.5])
+    x, slope = rng.standard_normal((2, *shape)).astype("float32")
+    u = rng.uniform(size=(4 if mode == "sample" else 1, 3)).astype("float32")
+    monkeypatch.setattr(keras.random, "uniform", lambda *_, **__: ops.convert_to_tensor(u))
+    layer = L0Gate(0.5, mode=mode)
+    layer.build((None, *shape[1:]))
+
+    def slopes(tensors):
+        return backends.gradients(lambda both: ops.sum(layer._drawn(*both) * slope), tensors)
+
+    by_x, by_log_alpha = backends.compiled(slopes, xla)(
+        [ops.convert_to_tensor(v.astype("float32")) for v in (x, log_alpha)]
+    )
+    s = sigmoid((np.log(u) - np.log(1 - u) + log_alpha) * 3 / 2)
+    z = np.clip(s * 1.2 - 0.1, 0, 1)
+    assert (z == 0).any() or (z == 1).any()
+    rows = (-1, *(1,) * (len(shape) - 2), 3)
+    np.testing.assert_allclose(array(by_x), slope * z.reshape(rows), atol=1e-5)
+    by_z = (x * slope).reshape(4, -1, 3).sum(1)
+    expected = (by_z * 1.2 * 1.5 * s * (1 - s) * ((z > 0) & (z < 1))).sum(0)
+    np.testing.assert_allclose(array(by_log_alpha), expected, atol=1e-5)
+
+
 def test_the_ends_of_the_draws_are_open_and_closed_gates_without_a_slope(monkeypatch):
     layer = with_gates(np.zeros(3))
     monkeypatch.setattr(keras.random, "uniform", lambda *_, **__: ops.convert_to_tensor([[0.0, 0.5, 1 - 2**-23]]))
 
     def value(tensors):
-        return ops.sum(hard(layer._drawn(tensors[0], X[0])))
+        return ops.sum(layer._drawn(ops.ones((2, 3)), tensors[0]))
 
     (slope,) = backends.gradients(value, [ops.zeros(3)])
-    np.testing.assert_allclose(array(slope), [0, 0.25 * 1.5 * 1.2, 0], rtol=1e-5)
+    np.testing.assert_allclose(array(slope), [0, 2 * 0.25 * 1.5 * 1.2, 0], rtol=1e-5)
