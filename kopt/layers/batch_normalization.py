@@ -6,7 +6,7 @@ from typing import ClassVar
 import keras
 from keras import ops
 
-from kopt._backend import sum_over_replicas
+from kopt._backend import replicas, sum_over_replicas
 from kopt._checks import check_choice, check_range
 from kopt.layers.base import Rated, Scheduled
 from kopt.layers.moments import kept, moments, sums, wide
@@ -319,8 +319,9 @@ class Ghosts:
 
 def pooled(number, *values):
     """Means of each of these, weighted by numbers of entries, over the first axis and all replicas."""
-    sums_of_values = [ops.sum(number * x, 0, keepdims=True) for x in values]
-    number = ops.broadcast_to(ops.sum(number, 0, keepdims=True), ops.shape(sums_of_values[0]))
-    total = ops.stack([number, *sums_of_values])
-    number, *values = ops.unstack(sum_over_replicas([total])[0], 1 + len(values))
+    values = [ops.sum(number * x, 0, keepdims=True) for x in values]
+    number = ops.sum(number, 0, keepdims=True)
+    if replicas() > 1:  # by one reduction over them
+        total = ops.stack([ops.broadcast_to(number, ops.shape(values[0])), *values])
+        number, *values = ops.unstack(sum_over_replicas([total])[0], 1 + len(values))
     return [x / ops.maximum(number, 1) for x in values]

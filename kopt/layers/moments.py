@@ -5,7 +5,7 @@ import math
 import keras
 from keras import ops
 
-from kopt._backend import sum_over_replicas
+from kopt._backend import replicas, sum_over_replicas
 
 
 def kept(x, mask):
@@ -53,7 +53,7 @@ def moments(x, axes, weights=None, synchronized=False):
 
     def total(x):
         value, number = sums(x, axes, weights)
-        if synchronized:  # by one reduction over replicas
+        if synchronized and replicas() > 1:  # by one reduction over them
             pair = ops.stack([value, ops.broadcast_to(number, ops.shape(value))])
             value, number = ops.unstack(sum_over_replicas([pair])[0], 2)
         return value / ops.maximum(number, 1), number
